@@ -1,4 +1,4 @@
-"""What a page says of its parts, as plain words: build.py makes HTML of them."""
+"""Texts about a page's parts, which build.py puts into HTML."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from utils import human_seconds
 
 
 def title(runs: Sequence[Explained]) -> str:
-    """Of the page."""
+    """The page's title."""
     return runs[0].record.title if len(runs) == 1 else f"{len(runs)} runs"
 
 
 def lead(runs: Sequence[Explained]) -> str:
-    """What was trained, below the title."""
+    """The line below the title: method, data and network."""
     if len(runs) > 1:
         return ", ".join(dict.fromkeys(run.record.method for run in runs))
     record = runs[0].record
@@ -26,7 +26,7 @@ def lead(runs: Sequence[Explained]) -> str:
 
 
 def made_by(runs: Sequence[Explained]) -> str:
-    """The program that made the runs, at the foot of the page."""
+    """The footer: the program that made the runs."""
     commits = {run.record.environment.get("git_commit") or "?" for run in runs}
     return f"Anchorage, commit {', '.join(commit[:12] for commit in sorted(commits))}"
 
@@ -35,7 +35,7 @@ def made_by(runs: Sequence[Explained]) -> str:
 
 
 def command(record: Record) -> str:
-    """The command that started a run; where it was not kept, the flags that were given."""
+    """The command that started a run; if it was not stored, the flags that were given."""
     kept, args = record.environment.get("command"), record.args
     if kept:
         program, _, words = kept.partition(" ")
@@ -53,7 +53,7 @@ def all_options(record: Record) -> str:
 
 
 def facts(run: Explained) -> list[tuple[str, Any]]:
-    """Names and values; those that are empty are not known."""
+    """Names and values of facts about a run; empty values are unknown."""
     record, args, known = run.record, run.record.args, run.record.environment
     rate, peft = record.images_per_second, record.options.peft
     history = record.folder.classes.load()
@@ -89,7 +89,7 @@ def _batch(args: dict[str, Any]) -> str:
 
 
 def _pictures(run: Explained) -> str:
-    """Which copy of the data set they are from, and how files are turned, where it is unusual."""
+    """The copy of the data set, and the treatment of EXIF orientation, if they are unusual."""
     record = run.record
     source = record.environment.get("source") or ""
     as_stored = "EXIF orientation ignored" if record.options.exif == "ignore" else ""
@@ -107,13 +107,13 @@ def _picked_on(record: Record) -> str | None:
 
 
 def of_curves(runs: Sequence[Explained]) -> str:
-    """How the curves are read."""
+    """About the curves."""
     more = "; the runs above switch their lines on and off." if len(runs) > 1 else "."
     return f"Over the epochs. Hover for values{more}"
 
 
 def of_galleries(runs: Sequence[Explained]) -> str:
-    """What a row of images is."""
+    """About the rows of images."""
     shared = [run.shared for run in runs if run.search is not None]
     if shared and all(found is not None and found.unseen for found in shared):
         query = "an image of a class the network was never trained on"
@@ -123,7 +123,7 @@ def of_galleries(runs: Sequence[Explained]) -> str:
 
 
 def of_pairs() -> str:
-    """What is compared."""
+    """About the pairs of images."""
     return (
         "Every two images of the evaluation are compared by their cosine: how far that tells pairs "
         "of one class from pairs of two."
@@ -131,7 +131,7 @@ def of_pairs() -> str:
 
 
 def of_map(runs: Sequence[Explained]) -> str:
-    """How the map was made, and what it does not say."""
+    """About the map: how it was made, and what it does not show."""
     by = "t-SNE (scikit-learn)"
     if any(run.map is not None and run.map.get("principal") for run in runs):
         by += ", or else the first principal components,"
@@ -142,7 +142,7 @@ def of_map(runs: Sequence[Explained]) -> str:
 
 
 def of_confusions(runs: Sequence[Explained]) -> str:
-    """How the pairs of classes are ranked."""
+    """About the confused classes: how the pairs are ranked."""
     words = "Pairs of classes by how many queries of either have an image of the other as their "
     part = results.sampled(runs)
     return f"{words}nearest. " + (f"From {part}." if part else "")

@@ -1,7 +1,7 @@
 """The HTML of one run, or of several: the parts of the page, in order.
 
-What is said of them stands in about.py and summary.py. Curves, galleries, confusions, methods and
-the map are drawn by page.js from the data, into the elements called `…-here`.
+The texts come from about.py and summary.py. Curves, galleries, confusions, methods and the map are
+drawn by page.js from the data, into the elements with the id `…-here`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from page.explained import Explained
 from page.summary import summary
 from page.thumbnails import Thumbnails
 
-PICTURES = 4_000_000  # bytes of thumbnails in the page of one run, so that it stays below 5 MB
+PICTURES = 4_000_000  # bytes of thumbnails for one run, so that its page is below 5 MB
 PICTURES_MORE = 1_200_000  # for each further run
 WITHOUT_SCRIPT = (
     '<noscript><p class="warning">Curves, galleries, the map and what was learned are left out: '
@@ -25,7 +25,7 @@ WITHOUT_SCRIPT = (
 
 
 def thumbnails(runs: int) -> Thumbnails:
-    """Room for the pictures of a page of that many runs."""
+    """Thumbnails for a page of that many runs, with their budget."""
     return Thumbnails(PICTURES + PICTURES_MORE * (runs - 1))
 
 
@@ -76,7 +76,7 @@ def _drawn(name: str) -> str:
     return f'<div id="{name}-here"></div>'
 
 
-# --- above all parts ------------------------------------------------------------------------------
+# --- the head of the page -------------------------------------------------------------------------
 
 
 def _head(title: str, runs: Sequence[Explained]) -> str:
@@ -110,7 +110,7 @@ def _navigation(methods: bool, compared: bool) -> str:
 
 
 def _choice(runs: Sequence[Explained]) -> str:
-    """Where there are several runs: buttons that say which of them everything below is about."""
+    """For several runs: buttons that choose the run that everything below is about."""
     if len(runs) == 1:
         return ""
     buttons = [
@@ -152,7 +152,7 @@ def _setup(run: Explained, several: bool) -> str:
     )
 
 
-# --- what page.js draws ---------------------------------------------------------------------------
+# --- the data of page.js --------------------------------------------------------------------------
 
 
 def _run_data(run: Explained) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Was the method worth it: the same training without it, found beside a run or as a command."""
+"""Was the method worth it? The same training without it: a run beside this one, or a command."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from terminal import as_shell
 from utils import InputError, program
 
 RATES = ("lr", "lr_p")  # each method may have its own
-REPEATED = ("seed", "LOG_DIR", "data_root", *RATES)  # said in the command all the same
+REPEATED = ("seed", "LOG_DIR", "data_root", *RATES)  # not in `configuration`, but in the command
 
 
 def sentence(record: Record) -> str:
-    """Whether the method was worth it, by its counterpart's R@1; where none ran, how to run it."""
+    """A comparison of R@1 with the counterpart's, or the command that runs the counterpart."""
     words, plain = without_method(record)
     own = _recall(record)
     if plain is None or own is None:
@@ -46,15 +46,15 @@ def sentence(record: Record) -> str:
 
 
 def without_method(record: Record) -> tuple[str, argparse.Namespace | None]:
-    """What a run adds to a plain loss, in words, and the options of the same training without it.
+    """The methods that a run adds to a plain loss, and the options of the same training without.
 
-    None for a run that adds nothing.
+    The options are None if it adds none.
     """
     removed, off = methods.without(record.options)
     if not removed:
         return "", None
     plain = argparse.Namespace(**{**vars(record.options), **off})
-    for flag in options.train_flags():  # in order: some belong to others that come before them
+    for flag in options.train_flags():  # in order, because some depend on earlier ones
         if not flag.is_read(plain):
             setattr(plain, flag.dest, flag.default)
     return " and ".join(method.title for method in removed), plain
@@ -75,11 +75,11 @@ def _compare(*folders: object) -> str:
     return f"{program('report')} {as_shell(*folders)}"
 
 
-# --- beside it ------------------------------------------------------------------------------------
+# --- runs beside it -------------------------------------------------------------------------------
 
 
 def _training(stored: dict[str, Any]) -> dict[str, Any]:
-    """The options that make a training what it is, the rates apart."""
+    """The options by which two trainings are the same, without learning rates."""
     return {k: v for k, v in options.configuration(stored).items() if k not in RATES}
 
 
@@ -91,17 +91,17 @@ def _beside(record: Record, plain: argparse.Namespace) -> Record | None:
 
 
 def _siblings(record: Record, wanted: dict[str, Any]) -> Iterator[Record]:
-    """The runs in the same folder that have results and are the training `wanted`."""
+    """The runs in the same folder that have results and the options `wanted`."""
     for file in sorted(record.path.resolve().parent.glob("*/results.json")):
         path = record.path.parent / file.parent.name
-        # A folder that something else has damaged is not this page's business.
+        # Damage in another run's folder must not fail this page.
         with contextlib.suppress(InputError, OSError):
-            # The options alone tell most apart; the rest of a run is read for those that match.
+            # Most differ in their options already; only matching runs are read whole.
             if _training(RunFolder(path).read_args()) == wanted:
                 yield records.read(path)
 
 
-# --- as a command ---------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------
 
 
 def _plain_name(record: Record) -> str:
@@ -109,10 +109,10 @@ def _plain_name(record: Record) -> str:
 
 
 def _command(record: Record, plain: argparse.Namespace) -> str | None:
-    """A command that trains `plain`, from the run's recipe where that can be; None if none does."""
+    """A command that trains `plain`, with the run's recipe if possible; None if there is none."""
     for file in ([f"@{plain.recipe}"] if plain.recipe else []), []:
         words = _first_words(file, plain)
-        for _ in range(2):  # a flag may bring defaults along that are not the run's
+        for _ in range(2):  # a flag may change defaults of others, which are then given, too
             base = options.parsed(words)
             if base is None:
                 break
@@ -125,7 +125,7 @@ def _command(record: Record, plain: argparse.Namespace) -> str | None:
 
 
 def _first_words(file: list[str], plain: argparse.Namespace) -> list[str]:
-    """The recipe, and what decides most about the rest: the loss, the data set and the network."""
+    """The recipe, and the flags on which most defaults depend: loss, data set and network."""
     base = options.parsed(file)
     words = list(file)
     for flag in ("loss", "dataset", "model"):

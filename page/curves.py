@@ -1,4 +1,4 @@
-"""The columns of metrics.csv as curves: which chart stands where, and the points of each run."""
+"""The columns of metrics.csv as curves: groups of charts, and the points of each run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from page.records import Numbers, Record
 
 NOT_DRAWN = ("epoch", "step", "seconds", meanings.HIDDEN)
 MAIN_METRICS = ("R@1", "MAP@R", "NMI")
-TITLES = {"margin": "proxy-proxy term"}  # of AMLoss; the margins have a part of their own
+TITLES = {"margin": "proxy-proxy term"}  # of AMLoss; the margins have a section of their own
 SPEED = ("images_per_second", "data_wait", "evaluation_seconds")
 
 
@@ -41,7 +41,7 @@ def groups(runs: Sequence[Record]) -> list[dict[str, Any]]:
 
 
 def points(run: Record) -> dict[str, Any]:
-    """All columns of a run, and what they can be drawn across."""
+    """All columns of a run, and the x-coordinates for each choice of axis."""
     rows = [_drawn(row) for row in run.rows]
     columns = dict.fromkeys(name for row in rows for name in row)
     return {
@@ -55,14 +55,14 @@ def points(run: Record) -> dict[str, Any]:
 
 
 def _drawn(row: Numbers) -> Numbers:
-    """Without the metrics where no query had anything to find."""
+    """A row without its metrics if no query had anything to find."""
     if not meanings.nothing_to_find(row):
         return row
     return {name: value for name, value in row.items() if not meanings.is_metric(name)}
 
 
 def _epochs(rows: Sequence[Numbers]) -> list[float]:
-    """Where each row stands in epochs; with several rows per epoch, by their share of the steps."""
+    """The epoch of each row; with several rows per epoch, a fraction by their steps."""
     epochs = [int(row["epoch"]) for row in rows]
     if len(set(epochs)) == len(epochs):
         return epochs

@@ -1,7 +1,7 @@
-"""The HTML file: a template, its style and script, and what a page says and shows, all in one.
+"""The HTML file: a template, with style, script, content and data in one file.
 
-Text is escaped where it becomes HTML, and the data of the script are JSON in which no tag can end.
-The page's own policy forbids the browser to load anything or to run any other script.
+Text is escaped when it becomes HTML, and the script's data are JSON without the signs of tags. The
+page's content security policy forbids it to load anything or to run another script.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from terminal import printable_lines
 
 HERE = Path(__file__).resolve().parent
-ISOLATE, END = "\u2068", "\u2069"  # Unicode's: what is between does not turn what is around
+ISOLATE, END = "\u2068", "\u2069"  # the direction of text between does not affect text around
 PIECE = re.compile(f"{ISOLATE}([^{END}]*){END}|`([^`]+)`")
 FLAG, FLAG_HTML = re.compile(r"(?<!\S)--?\w[\w-]*"), r'<span class="flag">\g<0></span>'
 
@@ -60,7 +60,7 @@ def _part(name: str) -> str:
 
 
 def as_json(data: object) -> str:
-    """JSON for a script element: no tag, no comment, and numbers that are not finite as null."""
+    """JSON for a script element: tags and comments are escaped; numbers not finite become null."""
     words = json.dumps(_plain(data), separators=(",", ":"), allow_nan=False)
     for character in "<>&":
         words = words.replace(character, f"\\u{ord(character):04x}")
@@ -89,14 +89,14 @@ def facts(pairs: Iterable[tuple[str, object]]) -> str:
 
 
 def navigation(links: Iterable[tuple[str, str]]) -> str:
-    """Links to the parts of the page, by anchor, and the switch of its colours."""
+    """Links to the parts of the page, from (anchor, words), and the switch of its colours."""
     anchors = "".join(f'<a href="#{name}">{words}</a>' for name, words in links)
     switch = "<button data-theme-switch>light / dark</button>"
     return f'<nav><div><span class="links">{anchors}</span>{switch}</div></nav>'
 
 
 def table(head: str, lines: Iterable[str], kind: str = "") -> str:
-    """A table on a card, from the HTML of its head's cells and of its lines."""
+    """A table on a card, of the HTML of the cells in its head and of its lines."""
     kind = f' class="{kind}"' if kind else ""
     return (
         f'<div class="card scroll"><table{kind}><thead><tr>{head}</tr></thead>'
@@ -105,7 +105,7 @@ def table(head: str, lines: Iterable[str], kind: str = "") -> str:
 
 
 def column(name: str) -> str:
-    """The name of a column, in two lines where it has several words and there is little room."""
+    """The name of a column as HTML, to be broken into at most two lines of about one length."""
     words = name.split(" ")
     half = (len(words) + 1) // 2
     lines = ("\N{NO-BREAK SPACE}".join(part) for part in (words[:half], words[half:]) if part)
@@ -113,23 +113,23 @@ def column(name: str) -> str:
 
 
 def named(name: str) -> str:
-    """The name of something in a table's cell."""
+    """A name in a table's cell as HTML, of limited width."""
     return f'<span class="named">{breakable(name)}</span>'
 
 
 def breakable(value: object) -> str:
-    """Text that may go on in another line after a `/` or a `_`."""
+    """HTML text that may be broken after a `/` or a `_`."""
     return re.sub(r"([/_])(?=\w\w)", r"\1<wbr>", as_text(value))
 
 
 def isolated(name: str) -> str:
-    """A name for a sentence of `bullets`: its backticks are its own, and it may be of a script that
-    is written from the right."""
+    """A name for a sentence of `bullets`: its backticks do not mean code, and if it is written from
+    right to left, the rest of the sentence is not affected."""
     return f"{ISOLATE}{printable_lines(name)}{END}"
 
 
 def bullets(sentences: Iterable[str]) -> str:
-    """A list of sentences; what stands between backticks is set as code."""
+    """A list of sentences; text between backticks is set as code."""
     items = "".join(f"<li>{_sentence(sentence)}</li>" for sentence in sentences)
     return f'<ul class="short">{items}</ul>'
 
@@ -144,22 +144,22 @@ def _sentence(words: str) -> str:
 
 
 def command(words: str) -> str:
-    """A command as HTML text, in which no line ends within a flag's name."""
+    """A command as HTML text, without line breaks within flags."""
     return FLAG.sub(FLAG_HTML, as_text(words))
 
 
 def warnings(sentences: Iterable[str]) -> str:
-    """Sentences that are not to be overlooked, one paragraph each."""
+    """Warnings, one paragraph each."""
     return "".join(f'<p class="warning">{as_text(sentence)}</p>' for sentence in sentences)
 
 
 def folded(title: str, content: str) -> str:
-    """HTML that is shown on demand."""
+    """HTML that is shown when its title is clicked."""
     return f"<details><summary>{as_text(title)}</summary>{content}</details>"
 
 
 def section(name: str, title: str, content: str, about: str = "") -> str:
-    """A part of the page with an anchor."""
+    """A part of the page: its anchor, title, HTML, and a text about it."""
     words = f'<p class="about">{as_text(about)}</p>' if about else ""
     return f'<section id="{as_text(name)}"><h2>{as_text(title)}</h2>{words}{content}</section>'
 
@@ -170,7 +170,7 @@ def percent(value: float) -> str:
 
 
 def of_100(share: float) -> str:
-    """A share as `13 of 100`; one that is nearly none, or nearly all, is not called so."""
+    """A share as `13 of 100`; one just above 0 or below 1 is not rounded to none or all."""
     count = round(100 * share)
     if count == 100 and share < 1:
         return "more than 99 of 100"
@@ -178,7 +178,7 @@ def of_100(share: float) -> str:
 
 
 def against(own: float, other: float) -> str:
-    """How far a share is from another one: `0.3 points above`, or `level with`."""
+    """The difference of a share from another one in words: `0.3 points above`, or `level with`."""
     apart = f"{100 * abs(own - other):.1f}"
     if apart == "0.0":
         return "level with"
@@ -186,7 +186,7 @@ def against(own: float, other: float) -> str:
 
 
 def cell(value: float | None, between: Sequence[float] | None = None, best: bool = False) -> str:
-    """A metric in percent, with its interval below; – where it is undefined."""
+    """A table's cell of a metric in percent, with its interval below; – if it is undefined."""
     if value is None or math.isnan(value):
         return f"<td>{'' if value is None else '–'}</td>"
     low_high = ""

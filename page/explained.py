@@ -1,4 +1,4 @@
-"""A run with all that its page shows of it: embedded, searched, looked at."""
+"""A run with the contents of its page: embeds its images, searches, and calls the other modules."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from utils import DamagedError, InputError
 
 @dataclass(frozen=True)
 class Explained:
-    """A run with all that the page says of it.
+    """A run with the contents of its page.
 
     Attributes:
-        missing: why there are no embeddings; empty where there are.
-        counts: how many images it was judged on, in words. shared: what they have in common with
-            those it was trained on; None where that cannot be told.
-        galleries, confusions, classes, map, sections, pairs: what the modules of these names, and
-            findings.py, have found, as plain values for page.js.
+        search: None without embeddings. missing: the reason why there are none; else "".
+        galleries, confusions, classes, map, sections, pairs: results of the modules of these names
+            and of findings.py, as plain values for page.js.
+        counts: the number of images that it was judged on, in words.
+        shared: classes and images that they share with the training set; None if unknown.
     """
 
     record: Record
@@ -48,12 +48,12 @@ class Explained:
 
     @property
     def numbers(self) -> Numbers:
-        """The metrics of the first evaluation, which the page looks at closely; none before it."""
+        """The metrics of the first evaluation, which most of the page is about; {} before it."""
         return next(iter(self.record.results.values()), {})
 
     @property
     def doubts(self) -> list[str]:
-        """What keeps the numbers of the first evaluation from saying what they seem to say."""
+        """Warnings about the metrics of the first evaluation."""
         said = [self._concern]
         said += [self.shared.warning()] if self.shared is not None else []
         said += [*meanings.doubts(self.numbers), self._gone]
@@ -65,7 +65,7 @@ class Explained:
 
     @property
     def _gone(self) -> str:
-        """What is missing below of the images that the numbers are about."""
+        """A warning if some of the evaluated images can no longer be read."""
         if self.search is None:
             return ""
         shown = len(self.search.judged.images)
@@ -77,12 +77,12 @@ class Explained:
 
     @property
     def _concern(self) -> str:
-        """What is known against the pictures that the run looked at."""
+        """A known concern about the pictures of the data set."""
         concern, data = self.record.environment.get("concern"), self.record.args.get("dataset")
         return f"About the pictures of {data}: {concern}." if concern else ""
 
     def intervals(self, title: str) -> dict[str, list[float]]:
-        """95 % intervals of the metrics of an evaluation, where its queries were searched for."""
+        """95 % intervals of the metrics of an evaluation; {} if its queries were not searched."""
         if self.search is None or title != self.search.judged.task.title:
             return {}
         return self.search.intervals(self.record.results.get(title, {}))
@@ -97,14 +97,14 @@ def explain(
     embeddings: str | None = None,
     gpu_id: int = 0,
 ) -> Explained:
-    """Embeds the evaluation of a run, searches, and looks at what there is to see.
+    """Embeds the evaluation of a run, searches, and makes the contents of its page.
 
     Args:
-        thumbs: where the pictures go. queries: classes or files to be shown by name.
-        embeddings: a file of `evaluate.py --export`, instead of the network's.
+        thumbs: collects the pictures. queries: parts of the names of classes or files to show.
+        embeddings: a file of `evaluate.py --export`, to be used instead of the network.
 
     Raises:
-        InputError: what was asked for by name is not there, or a file of the run is damaged.
+        InputError: no class or file has one of these names, or a file of the run is damaged.
     """
     try:
         best = source.open_best(record, gpu_id)
@@ -133,10 +133,13 @@ def explain(
 
 
 def look(learned: Learned, chosen: Sequence[str], counts: str) -> Explained:
-    """All that the embeddings and the checkpoint of a run show; `counts` says of how many images.
+    """The contents of the page, from the embeddings and the checkpoint of a run.
+
+    Args:
+        chosen: parts of the names of classes or files to show. counts: see `Explained`.
 
     Raises:
-        InputError: what was asked for by name is not there.
+        InputError: no class or file has one of the names in `chosen`.
     """
     search, thumbs, seed = learned.search, learned.thumbs, learned.seed
     matched = bool(search.per_query["relevant"].any())

@@ -1,8 +1,8 @@
-"""What an evaluation shows beyond its numbers: neighbours, confusions, how sure it all is.
+"""Details of an evaluation: neighbours, confused classes, R@1 of each class, intervals.
 
-Everything is made of the embeddings of the first evaluation of a data set. Where there are more
-queries than a page can search in seconds, a random part of them stands for all, and the page says
-so; they always search in the whole gallery.
+All are computed from the embeddings of the first evaluation of a data set. If there are more
+queries than can be searched in seconds, a random sample of them is used, and the page says so; the
+gallery is always the whole one.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from metrics import comparison
 from page.thumbnails import Thumbnails
 from utils import InputError
 
-MOST_COMPARISONS = 180_000_000  # of a query with a gallery image: 3,000 queries of SOP, all of CUB
+MOST_COMPARISONS = 180_000_000  # queries times gallery: 3,000 queries of SOP, all of CUB
 TOP = 10
 RESAMPLES = 1000
-SHOWN_QUERIES = 8  # of each kind
+SHOWN_QUERIES = 8  # in each group
 SHOWN_PAIRS = 12
 MOST_CHOSEN = 24
 
 
 class Search:
-    """A random part of the queries (all, where they are few) and what they find.
+    """A random sample of the queries (or all, if they are few) and their nearest images.
 
     Attributes:
         queries: (Q,) their places among the images, ascending.
-        per_query: `metrics.retrieval_per_query` of them.
-        found, cosines: (Q, 10) places in the gallery, nearest first, and how near they are.
-        scores: the bootstrap's view of them. replicates: (1000, M) of its metrics.
+        per_query: their `metrics.retrieval_per_query`.
+        found, cosines: (Q, 10) places in the gallery, nearest first, and their cosines.
+        scores: their metrics for the bootstrap. replicates: (1000, M) resampled means.
     """
 
     def __init__(self, judged: Embedded, seed: int = 1) -> None:
@@ -51,7 +51,7 @@ class Search:
         chosen = rng.permutation(total)[: max(1, MOST_COMPARISONS // len(gallery))]
         self.queries = np.sort(chosen)
         own = None
-        if judged.gallery is None:  # an image is a group of its own, and does not see itself
+        if judged.gallery is None:  # an image must not find itself
             places = torch.arange(total)
             own = (places[torch.from_numpy(self.queries)], places)
         try:
@@ -69,20 +69,20 @@ class Search:
         self.scores = comparison.query_scores(self.per_query, judged.task.ks, labels[self.queries])
         (drawn,) = comparison.replicates([self.scores], RESAMPLES, seed)
         means = torch.tensor(list(self.scores.means().values()), dtype=drawn.dtype)
-        # A part of the classes varies more than all of them would.
+        # Means over a part of the classes vary more than those over all.
         share = len(np.unique(labels[self.queries])) / len(np.unique(labels))
         self.replicates = means + (drawn - means) * math.sqrt(share)
 
     @property
     def sampled(self) -> str:
-        """How many of the queries were searched for, in words; empty for all of them."""
+        """The size of the sample in words; "" if all queries were searched."""
         total = len(self.judged.images)
         if len(self.queries) == total:
             return ""
         return f"{len(self.queries):,} of the {total:,} queries, drawn at random"
 
     def intervals(self, numbers: Mapping[str, float]) -> dict[str, list[float]]:
-        """95 % intervals over the classes, where there are some."""
+        """95 % intervals over the classes, of metrics that rest on two classes or more."""
         found = {}
         columns = zip(self.scores.names, self.replicates.T, self.scores.rest_on(), strict=True)
         for name, values, classes in columns:
@@ -95,7 +95,7 @@ class Search:
 
 
 def galleries(search: Search, chosen: Sequence[str], thumbs: Thumbnails, seed: int) -> list[dict]:
-    """Groups of queries with their ten nearest: those asked for, random, best and worst.
+    """Groups of queries with their ten nearest images: chosen, random, best and worst.
 
     Raises:
         InputError: nothing among the images has one of the names in `chosen`.
@@ -126,12 +126,12 @@ def galleries(search: Search, chosen: Sequence[str], thumbs: Thumbnails, seed: i
 
 
 def _candidates(search: Search) -> int:
-    """How many images a query is compared with."""
+    """The number of images that a query is compared with."""
     return len(search.judged.searched[0]) - (search.judged.gallery is None)
 
 
 def best_queries(search: Search, seed: int) -> np.ndarray:
-    """Queries of the highest MAP@R, of different classes; larger classes first among equals."""
+    """Queries of the highest MAP@R, of different classes; of equal ones larger classes first."""
     precision, relevant = (search.per_query[name].numpy() for name in ("MAP@R", "relevant"))
     luck = np.random.default_rng(seed).random(len(precision))
     order = np.lexsort([luck, -relevant, -precision])
@@ -140,7 +140,7 @@ def best_queries(search: Search, seed: int) -> np.ndarray:
 
 
 def one_per_class(search: Search, order: np.ndarray) -> np.ndarray:
-    """The first few of an order of the queries that are of different classes, as image places."""
+    """The first `SHOWN_QUERIES` of ordered queries, one per class, as places among the images."""
     labels = search.judged.images.labels[search.queries[order]]
     _, first = np.unique(labels, return_index=True)
     return search.queries[order[np.sort(first)[:SHOWN_QUERIES]]]
@@ -150,7 +150,7 @@ def named_queries(images: ImageSet, words: Sequence[str]) -> np.ndarray:
     """The first images whose class name or path contains one of the words.
 
     Raises:
-        InputError: there is none for one of the words.
+        InputError: no image matches one of the words.
     """
     found: list[int] = []
     for word in words:
@@ -191,9 +191,9 @@ def _rows(search: Search, queries: np.ndarray, thumbs: Thumbnails) -> list[dict]
 
 
 def _rank(search: Search, query: int) -> int | None:
-    """Where the nearest image of its class stands for a query, from 1.
+    """The rank, from 1, of the nearest image of a query's class.
 
-    None where it has none to find, and where it is not among those that were searched for.
+    None if there is no such image, or if the query is not in the sample.
     """
     place = int(np.searchsorted(search.queries, query))
     if place == len(search.queries) or search.queries[place] != query:
@@ -207,9 +207,11 @@ def _rank(search: Search, query: int) -> int | None:
 
 
 def confusions(search: Search, thumbs: Thumbnails) -> list[dict]:
-    """The pairs of classes that most often have a nearest image of each other, with examples.
+    """The pairs of classes that are most often confused, with examples.
 
-    A query with a right image exactly as close as its nearest one confuses nothing.
+    A query confuses its class with another if its nearest image is of that one.
+
+    A query with a right image exactly as near as its nearest one is not counted.
     """
     images, gallery = search.judged.images, search.judged.searched[0]
     labels = images.labels[search.queries]
@@ -246,10 +248,10 @@ def confusions(search: Search, thumbs: Thumbnails) -> list[dict]:
 
 
 def class_scores(search: Search, thumbs: Thumbnails, seed: int) -> dict[str, Any]:
-    """R@1 of every class, as a histogram, and the classes with the lowest, where it is not perfect.
+    """A histogram of R@1 over the classes, and the classes with the lowest (below 1).
 
-    Among equals the lowest MAP@R comes first, and then chance: the order of the data set would
-    make the worst classes look alike.
+    Equal ones are ordered by MAP@R, and then at random: in the order of the data set, similar
+    classes would follow each other.
     """
     images = search.judged.images
     classes, sizes, values = comparison.by_class(search.scores)
@@ -284,7 +286,7 @@ def class_scores(search: Search, thumbs: Thumbnails, seed: int) -> dict[str, Any
 
 
 def histogram(values: np.ndarray, bins: int = 40) -> dict[str, list[float]]:
-    """Counts and their edges; a single bin where all values are one."""
+    """Counts and edges of a histogram; a single bin if all values are equal."""
     low, high = float(values.min()), float(values.max())
     if not high > low:
         return {"counts": [len(values)], "edges": [low - 0.5, low + 0.5]}

@@ -1,4 +1,4 @@
-"""A run's checkpoint and images, as the sections of its page look at them."""
+"""A run's checkpoints and training images, for the sections of its page."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from page.thumbnails import Thumbnails
 from utils import InputError
 
 DRAWN_IMAGES, IMAGES_PER_CLASS = 1500, 12
-STRIP = 2**24  # cosines of proxies that are looked at at once: 64 MiB
+STRIP = 2**24  # cosines of proxies that are in memory at once: 64 MiB
 Section = dict[str, Any]
 
 
@@ -28,8 +28,8 @@ class Learned:
     """A run's checkpoints and images, for the sections of its page.
 
     Attributes:
-        checkpoint: the best one. state: last.pth. history: classes.npz. The latter may be empty.
-        train: the training images, with their classes numbered as in the criterion; None where they
+        checkpoint: the best one. state: last.pth. history: classes.npz. The last two may be empty.
+        train: the training images, with their classes numbered as in the criterion; None if they
             are not available.
         embed: images → those that can be read, and their raw embeddings (n, d) by the best network.
     """
@@ -52,9 +52,10 @@ class Learned:
 
     @cached_property
     def proxies(self) -> torch.Tensor | None:
-        """(C, d) the proxies at unit length; of a class that has several, their mean direction.
+        """(C, d) the proxies at unit length; for a class with several, their mean direction.
 
-        None where there are none, or not as many for each of two classes or more.
+        None without proxies, or with fewer than two classes, or if the proxies cannot be divided
+        evenly among the classes.
         """
         weights, names = self.criterion("proxies"), self.history.get("names")
         if weights is None or weights.ndim != 2 or len(weights) < 2:
@@ -62,18 +63,18 @@ class Learned:
         if names is not None and len(weights) != len(names):
             if len(names) < 2 or len(weights) % len(names):
                 return None
-            # Those of a class stand together.
+            # The proxies of a class are consecutive.
             weights = F.normalize(weights.float(), dim=1).unflatten(0, (len(names), -1)).mean(dim=1)
         return F.normalize(weights.float(), dim=1)
 
     @cached_property
     def crowding(self) -> torch.Tensor | None:
-        """(C,) the cosine of each class's proxy to the nearest other one, where there are two."""
+        """(C,) the cosine of each class's proxy to the nearest other one; None without proxies."""
         return None if self.proxies is None else nearest_proxy(self.proxies)
 
     @cached_property
     def drawn(self) -> dict[int, torch.Tensor]:
-        """`means` of classes drawn at random: what is said of classes is said of these."""
+        """`means` of classes drawn at random, on which statements about classes are based."""
         if self.train is None:
             return {}
         rng = np.random.default_rng(self.seed)
@@ -87,9 +88,9 @@ class Learned:
         return self.means(chosen)
 
     def means(self, labels: Iterable[int]) -> dict[int, torch.Tensor]:
-        """The mean (d,) of the unit embeddings of training images, a dozen of each class.
+        """The mean (d,) of the unit embeddings of a dozen training images of each class.
 
-        Classes with fewer than two readable images are left out, and all where the images are gone.
+        Classes with fewer than two readable images are left out; {} without training images.
         """
         if self.train is None or self.embed is None:
             return {}
@@ -98,7 +99,7 @@ class Learned:
             return {}
         try:
             images, rows = self.embed(self.train.subset(np.concatenate(places)))
-        except InputError:  # more images than a few cannot be read (any more)
+        except InputError:  # too many images cannot be read (any more)
             return {}
         unit = F.normalize(rows.float().cpu(), dim=1)
         found = {}
@@ -108,7 +109,7 @@ class Learned:
         return found
 
     def class_name(self, label: int) -> str:
-        """Of a training class."""
+        """The name of a training class."""
         names = self.history.get("names")
         return f"class {label}" if names is None else str(names[label])
 
@@ -133,5 +134,5 @@ def nearest_proxy(proxies: torch.Tensor) -> torch.Tensor:
 
 
 def short(value: Any) -> float | None:
-    """A number with the digits that a page shows of it."""
+    """A number with four significant digits, as a page shows it."""
     return None if value is None else float(f"{float(value):.4g}")

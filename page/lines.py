@@ -1,7 +1,7 @@
-"""Many runs as lines of one table: what was run, what it reached, and the mean over seeds.
+"""Runs as lines of a table: settings, metrics, and means over seeds.
 
-Runs that differ only in the seed are also taken together: mean ± half of its 95 % interval, by
-Student's t over the seeds.
+Runs that differ only in the seed are also averaged: mean ± half of its 95 % interval, by Student's
+t over the seeds.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class Line:
     """A run, or several that differ only in the seed.
 
     Attributes:
-        about: column → what is said of it, see `ABOUT`. sort: column → number it is sorted by.
-        best: the metrics of the best checkpoint on the test classes, without those that mean
-            nothing. final: those of the last evaluation.
+        about: column (see `ABOUT`) → text. sort: column → the number that it is sorted by.
+        best: the meaningful metrics of the best checkpoint on the test classes.
+        final: those of the last evaluation.
         deviation: the standard deviations of `best` over the members.
-        members: the names of the runs that are taken together; () for a single run.
-        doubt: why metrics mean nothing, or on which part of the queries they rest.
+        members: the names of the runs that are averaged; () for a single run.
+        doubt: a warning about the metrics; "" if there is none.
     """
 
     name: str
@@ -62,17 +62,17 @@ class Line:
 
 
 def run_folders(folder: Path) -> list[Path]:
-    """The runs in a folder or below, by name."""
+    """The run folders under a folder, by name."""
     return [path.parent for path in sorted(folder.rglob("args.json"))]
 
 
 def collect(folder: Path) -> list[Line]:
     """One line per run under a folder, by name, and then one line per group of seeds.
 
-    A run that cannot be read is named and left out.
+    A run that cannot be read is left out, with a warning.
 
     Raises:
-        InputError: there is no run that can be read.
+        InputError: no run can be read.
     """
     found = []
     for path in run_folders(folder):
@@ -86,14 +86,14 @@ def collect(folder: Path) -> list[Line]:
         )
     differ = _told_apart(found)
     lines = [_line(r, folder, words) for r, words in zip(found, differ, strict=True)]
-    # A mean is over runs that have come to their end.
+    # Only runs that have ended are averaged.
     known = [run.configuration if run.outcome else {} for run in found]
     groups = comparison.seeds_of_one(known, [record.args.get("seed") for record in found])
     return lines + [_group(found[group[0]], [lines[i] for i in group]) for group in groups]
 
 
 def _told_apart(runs: Sequence[Record]) -> list[str]:
-    """For each run, the options that set it apart from others of its method, network and data."""
+    """For each run, the options in which it differs from others of its method, network and data."""
     kinds = [tuple(_settings(run).values()) for run in runs]
     alike: dict[tuple, list[Record]] = {}
     for kind, run in zip(kinds, runs, strict=True):
@@ -103,7 +103,7 @@ def _told_apart(runs: Sequence[Record]) -> list[str]:
 
 
 def _line(record: Record, folder: Path, differs: str) -> Line:
-    # Beside numbers of the test classes those of held-out ones would be no last evaluation.
+    # Metrics of held-out classes cannot be shown beside those of the test classes.
     alike = record.is_of_held_out or not record.holds_out
     final = records.metrics_in(record.evaluated[-1]) if record.evaluated and alike else {}
     last = int(record.rows[-1]["epoch"]) if record.rows else 0
@@ -179,7 +179,7 @@ def rows(lines: Sequence[Line]) -> list[tables.Row]:
 
 
 def doubts(lines: Sequence[Line]) -> list[str]:
-    """What is to be said beside the table, each sentence once, with the runs that it is about."""
+    """The warnings about the metrics, each once, after the names of the runs that it is about."""
     names: dict[str, list[str]] = {}
     for line in lines:
         if line.doubt:
@@ -188,18 +188,18 @@ def doubts(lines: Sequence[Line]) -> list[str]:
 
 
 def title(line: Line) -> str:
-    """What a line is called where the columns beside it are not shown."""
+    """The name of a line where its other columns are not shown."""
     if not line.members:
         return line.name
     return ", ".join(filter(None, (line.about["method"], line.about["differs"], line.name)))
 
 
 def cell(line: Line, name: str) -> str:
-    """A metric of a line in percent, with ± where there are several seeds."""
+    """A metric of a line in percent, with ± if it is a mean over seeds."""
     value = in_percent(line.best.get(name))
     return f"{value} ± {100 * line.spread[name]:.1f}" if name in line.spread else value
 
 
 def in_percent(value: float | None) -> str:
-    """With one decimal; empty where there is none."""
+    """A percentage with one decimal; "" for None."""
     return "" if value is None else f"{100 * value:.1f}"

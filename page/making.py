@@ -1,4 +1,4 @@
-"""The page of one run or several, from their folders to the file."""
+"""Makes the page of one run, or of several, from their folders."""
 
 from __future__ import annotations
 
@@ -23,18 +23,19 @@ def make(
     seed: int = 1,
     gpu_id: int = 0,
 ) -> Path:
-    """Writes the page of one run, or of several; returns where.
+    """Writes the page of one run, or of several; returns its path.
 
     Args:
         paths: run folders. out: default report.html in the folder of one run, or beside several.
-        queries: classes or files whose neighbours are shown, by a part of their names.
-        embeddings: a file of `evaluate.py --export`, instead of embedding anew.
+        queries: parts of the names of classes or files whose neighbours are shown.
+        embeddings: a file of `evaluate.py --export`, to be used instead of the network.
 
     Raises:
-        InputError: a folder is no run's, what was asked for is not there, or the disk is full.
+        InputError: a folder is not a run's, a name in `queries` does not exist, or the disk is
+            full.
     """
     runs = [records.read(path) for path in paths]
-    # With what differs, where that is little enough to be a name.
+    # The differing options become a part of the names, unless there are too many.
     differing = records.differing(runs)
     differ = [records.apart(run, differing) for run in runs]
     if max(map(len, differ)) <= LONGEST_NAME:

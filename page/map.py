@@ -1,7 +1,7 @@
 """The map of an evaluation: some of its classes in two dimensions.
 
-The places are t-SNE's where the embeddings leave it something to do. It runs in a process of its
-own, see page/tsne.py; where it fails, the principal components stand in, and the page says so.
+The places are computed by t-SNE, in a process of its own (page/tsne.py). If it fails, or if the
+embeddings vary in one direction only, they are the principal components, and the page says so.
 """
 
 from __future__ import annotations
@@ -22,25 +22,24 @@ from terminal import notice_if_slow
 from utils import our_command, top_folder
 
 MOST_IMAGES, MOST_PER_CLASS, FEWEST_IMAGES = 1000, 12, 5
-COMPONENTS = 50  # principal ones: all that t-SNE's neighbours need
+COMPONENTS = 50  # principal components for t-SNE: enough for its neighbours
 SPREAD = 1e-6  # standard deviation below which embeddings of length 1 are the same along an axis
 COMMAND = our_command("page.tsne")
 PATIENCE = 300.0  # seconds; ten are usual
 
 
 class TSNEError(Exception):
-    """t-SNE gave no places; the message is the beginning of a sentence."""
+    """t-SNE has failed; the message is the beginning of a sentence."""
 
 
 def embedding_map(judged: Embedded, thumbs: Thumbnails, seed: int) -> dict[str, Any] | None:
     """Some classes in two dimensions, or None with fewer than 5 images.
 
-    - t-SNE keeps neighbours together, here `neighbours` of them: the share of the images whose
-      nearest on the map is among their ten nearest in the embedding. Distances between groups and
-      the axes mean nothing.
-    - `wrong` are the points whose nearest image is of another class: [place among the points, the
-      class found].
-    - `principal` is set where the two dimensions are the first principal components instead: the
+    - `neighbours`: the share of the images whose nearest on the map is among their ten nearest in
+      the embedding.
+    - `wrong`: the points whose nearest image is of another class, as [place among the points, class
+      found].
+    - `principal`: set if the two dimensions are the first principal components, because the
       embeddings vary in one direction only (`--embedding-size 1`), or t-SNE failed.
     - Without `points` there is no map, and `note` says why.
     """
@@ -79,9 +78,9 @@ def embedding_map(judged: Embedded, thumbs: Thumbnails, seed: int) -> dict[str, 
 
 
 def _nearest(judged: Embedded, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) what is nearest to each, in the searched set, and whether that is of another class.
+    """(n,) the image nearest to each in the gallery, and (n,) whether it is of another class.
 
-    An image with no other of its class to find is not called wrong.
+    If the gallery has no image of a query's class, that does not count as wrong.
     """
     gallery, own = judged.searched[0], judged.images.labels[chosen]
     found = judged.nearest(chosen, 1)[0][:, 0]
@@ -91,7 +90,7 @@ def _nearest(judged: Embedded, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _kept_neighbours(points: torch.Tensor, places: np.ndarray) -> float:
-    """Of how many images the nearest on the map is among their ten nearest in the embedding."""
+    """The share of the images whose nearest on the map is among their ten nearest embeddings."""
     near = torch.cdist(points, points).fill_diagonal_(torch.inf)
     near = near.topk(min(10, len(points) - 1), largest=False).indices
     flat = torch.from_numpy(np.asarray(places, dtype=np.float32))
@@ -121,11 +120,11 @@ def _members(labels: np.ndarray) -> dict[int, np.ndarray]:
     return dict(zip(values.tolist(), np.split(order, starts[1:]), strict=True))
 
 
-# --- where they go --------------------------------------------------------------------------------
+# --- their places ---------------------------------------------------------------------------------
 
 
 def _places(axes: _Axes, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
-    """(n, 2) in 0..1, and what is to be said about them."""
+    """(n, 2) in 0..1, and the entries `note` and `principal` of the map."""
     if axes.count == 1:
         return axes.plane(), {
             "note": "The embeddings vary in one direction only: no t-SNE, but that direction.",
@@ -144,7 +143,7 @@ class _Axes(NamedTuple):
     """Centred points (n, d) with their principal axes (k, d).
 
     Attributes:
-        count: along how many of the axes the points differ at all.
+        count: the number of axes along which the points vary.
     """
 
     centred: torch.Tensor
@@ -158,7 +157,7 @@ class _Axes(NamedTuple):
         return cls(centred, axes, int((values > SPREAD * len(points) ** 0.5).sum()))
 
     def points(self, dimensions: int) -> np.ndarray:
-        """The first principal components, or all dimensions as they are where there are no more."""
+        """The first principal components; the centred points if they have no more dimensions."""
         dimensions = min(dimensions, *self.centred.shape)
         if dimensions == self.centred.shape[1]:
             return self.centred.numpy()
@@ -174,7 +173,7 @@ class _Axes(NamedTuple):
 
 
 def _tsne(points: np.ndarray, seed: int) -> np.ndarray:
-    """Points (n, d) → (n, 2), by a child process.
+    """Computes the places (n, 2) of points (n, d) in a child process.
 
     Raises:
         TSNEError: it failed, died, or took too long.
@@ -205,7 +204,7 @@ def _tsne(points: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _cause(ended: subprocess.CompletedProcess[bytes]) -> str:
-    """Why a process ended badly, in a few words."""
+    """The reason why a process failed, in a few words."""
     if ended.returncode < 0:
         return signal.strsignal(-ended.returncode) or f"signal {-ended.returncode}"
     last = ended.stderr.decode(errors="replace").strip().splitlines()[-1:]

@@ -47,13 +47,13 @@ def compare(args: argparse.Namespace) -> None:
 
 
 def page_name(grep: str | None) -> str:
-    """Of the file: a part of the runs does not take the place of the page of all."""
+    """The name of the page's file, which is another one if --grep selects a part of the runs."""
     part = re.sub(r"[^\w-]+", "_", grep or "").strip("_")[:40]
     return f"runs-{part or 'part'}.html" if grep else "runs.html"
 
 
 def screen(lines: Sequence[Line]) -> str:
-    """An aligned table of what matters most; groups of seeds come last."""
+    """An aligned table of the settings and some metrics; groups of seeds come last."""
     heads = [*ABOUT, *SHOWN, *(f"{name} at the end" for name in SHOWN[:1])]
     made = []
     for line in lines:
@@ -65,7 +65,7 @@ def screen(lines: Sequence[Line]) -> str:
 
 
 def csv_table(lines: Sequence[Line]) -> tuple[list[str], list[list]]:
-    """Header and rows: what was run, best metrics, half widths of their intervals, last metrics."""
+    """Header and rows: settings, best metrics, half widths of their intervals, last metrics."""
     names = tables.columns(rows(lines))
     spreads = [name for name in names if any(name in line.spread for line in lines)]
     header = ["run", *ABOUT, *names]
@@ -80,6 +80,6 @@ def csv_table(lines: Sequence[Line]) -> tuple[list[str], list[list]]:
 
 
 def caption(lines: Sequence[Line]) -> str:
-    """What the table shows."""
+    """The caption of the table for a paper."""
     data = ", ".join(dict.fromkeys(line.about["data"] for line in lines if line.best))
     return f"Best checkpoints on {data}, in percent.{tables.about_spread(rows(lines))}"

@@ -26,7 +26,7 @@ const el = (tag, attributes, ...children) => fill(document.createElement(tag), a
 const svg = (tag, attributes, ...children) =>
   fill(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
 const colour = (i) => `var(--c${i % 8})`;
-// Of the ninth run on the colours come again: its lines are dashed, those of the 17th dotted.
+// There are eight colours: lines of the ninth run and later are dashed, of the 17th and later dotted.
 const dashes = (i) => ["none", "7 4", "2 4"][Math.floor(i / 8) % 3];
 const show = (value) => {
   if (value === null || value === undefined) return "–";
@@ -34,14 +34,14 @@ const show = (value) => {
   if (size !== 0 && (size < 0.001 || size >= 1e5)) return value.toExponential(2);
   return String(Number(value.toPrecision(4)));
 };
-// The same for a column, whose numbers stand below each other.
+// A number in a column of a table, with four significant digits.
 const figures = (value) => (Math.abs(value) >= 0.001 && Math.abs(value) < 1e4 ? value.toPrecision(4) : show(value));
 const percent = (value) => `${(100 * value).toFixed(1)} %`;
 const counted = (count, one, more = `${one}s`) => `${count.toLocaleString("en")} ${count === 1 ? one : more}`;
-// A name among other words: one that is written from the right does not turn them around.
+// A name within a sentence, whose direction it does not change if it is written from right to left.
 const bidi = (name) => `\u2068${name}\u2069`;
-// The same as an element, which goes on in another line after a / or a _. A name that is longer than
-// a line is shown by its ends; the pointer, and the large picture, tell all of it.
+// A name as an element, which may be broken after a / or a _. The middle of a very long name is left
+// out; the whole one appears at the pointer, and with the large picture.
 const LONGEST = 64;
 function named(name) {
   const letters = Array.from(name), long = letters.length > LONGEST;
@@ -51,7 +51,7 @@ function named(name) {
 }
 const headRow = (names) => el("thead", {}, el("tr", {}, names.map((name) => el("th", {scope: "col"}, name))));
 
-// A picture that opens large on a click: `more` are lines about it, beside its name and its file.
+// A picture that a click shows large; `more` are lines below it, in addition to its name and file.
 function picture(number, name, ...more) {
   const source = IMAGES[number];
   if (!source) return el("span", {class: "thumb none", title: name}, name);
@@ -87,14 +87,14 @@ function lookAt(at) {
   large.words.replaceChildren(...[el("b", {}, name), ...more.filter(Boolean).map((words) => el("div", {}, words)),
     el("div", {class: "note"}, FILES[number] || ""), place].filter(Boolean));
 }
-// The pictures around it, of a row or of a card, are a step away.
+// Shows a picture large; the arrows lead to the others in its row or card.
 function enlarge(button) {
   const around = button.closest("[data-together]") || button.parentElement;
   const buttons = [...around.querySelectorAll("button.look")];
   openLarge(buttons.map((b) => b.look), buttons.indexOf(button), button);
 }
 function openLarge(row, at, button) {
-  hush();
+  hideTip();
   large.row = row;
   lookAt(at);
   for (const b of large.box.querySelectorAll("[data-step]")) b.hidden = large.row.length < 2;
@@ -122,7 +122,7 @@ large.box.addEventListener("pointerup", (event) => {
 
 const tip = document.body.appendChild(el("div", {id: "tip", hidden: "", role: "status"}));
 
-function tell(event, ...content) {
+function showTip(event, ...content) {
   tip.replaceChildren(...content.flat().filter((part) => part !== null));
   tip.hidden = false;
   const box = tip.getBoundingClientRect();
@@ -133,7 +133,7 @@ function tell(event, ...content) {
   tip.style.left = `${left}px`;
   tip.style.top = `${top}px`;
 }
-const hush = () => { tip.hidden = true; };
+const hideTip = () => { tip.hidden = true; };
 const line = (swatch, name, value) => el("div", {class: "line"},
   swatch ? el("span", {class: "dot", style: {background: swatch}}) : null,
   el("span", {}, name), el("span", {}, value));
@@ -141,7 +141,7 @@ const imageTip = (number) => (IMAGES[number] ? el("img", {src: IMAGES[number], a
 
 // --- axes ----------------------------------------------------------------------------------------
 
-// Round numbers from low to high: as many as fit, at most `most` (2 or more), one step apart.
+// Multiples of a round step from low to high, at most `most` of them (but 2 are allowed).
 function ticks(low, high, most, whole) {
   const span = high - low;
   if (!(span > 0) || !Number.isFinite(span)) return {values: [low], step: Math.abs(low) || 1};
@@ -158,7 +158,7 @@ function ticks(low, high, most, whole) {
     }
   }
 }
-// Decades; where there are fewer than two of them, 1, 2 and 5 of each; few enough to be read.
+// Ticks of a log axis: 1, 2 and 5 of each decade, or 1 and 3, or 1, or some of the decades.
 function logTicks(low, high, most) {
   const between = (factors) => {
     const found = [];
@@ -172,7 +172,7 @@ function logTicks(low, high, most) {
   const decades = between([1]), every = Math.ceil(decades.length / most);
   return decades.length > 1 ? decades.filter((_, i) => i % every === 0) : ticks(low, high, most).values;
 }
-// The number of a tick: as many digits as its step needs, so that no two read alike.
+// The text of a tick, with as many digits as its step needs, so that no two texts are equal.
 function tickText(value, step) {
   if (value === 0) return "0";
   const size = Math.abs(value), digits = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
@@ -188,8 +188,8 @@ function extent(values, around) {
   const pad = (high - low) * around;
   return [low - pad, high + pad];
 }
-// What a log axis shows: three decades below the highest value. One point far below them all, such
-// as the last of a cosine, would squeeze the others into a line; it is drawn at the lower edge.
+// The range of a log axis: at most three decades below the highest value. A point far below the
+// others, such as the last rate of a cosine schedule, would flatten them; it is drawn at the edge.
 const DECADES = 1e3;
 function logExtent(values) {
   let low = Infinity, high = 0;
@@ -219,7 +219,7 @@ function frame(host, caption, note, height) {
   };
 }
 
-// The place of a chart's lines, its axes drawn around it. Options: log, whole (x), wholeY, xName, noX.
+// Draws a chart's axes; returns the box of its lines, with the functions x and y from values to pixels.
 function axes(root, width, height, x, y, {log, whole, wholeY, xName, noX} = {}) {
   const top = 8, bottom = height - (xName ? 36 : 22);
   const most = Math.max(2, Math.min(6, Math.floor((bottom - top) / 22)));
@@ -236,7 +236,7 @@ function axes(root, width, height, x, y, {log, whole, wholeY, xName, noX} = {}) 
       svg("text", {class: "tick y", x: left - 6, y: at + 4, "text-anchor": "end"}, text));
   }
   if (!noX) {
-    // As many as their longest number leaves room for.
+    // As many ticks as the longest text leaves room for.
     const room = (found) => 6.6 * Math.max(...found.values.map((v) => tickText(v, found.step).length)) + 16;
     let count = Math.max(2, Math.floor((box.right - left) / 34)), found = ticks(x[0], x[1], count, whole);
     while (count > 2 && room(found) * found.values.length > box.right - left + 16) found = ticks(x[0], x[1], count -= 1, whole);
@@ -253,7 +253,7 @@ function axes(root, width, height, x, y, {log, whole, wholeY, xName, noX} = {}) 
 
 // --- charts --------------------------------------------------------------------------------------
 
-// series: {name, colour, points: [[x, y]], run, dash: "4 3"}; those of runs that are off are left out.
+// series: {name, colour, points: [[x, y]], run, dash: "4 3"}; those of hidden runs are left out.
 function lineChart(host, {title, note, series, xName, log, band, marks = [], height = 178}) {
   const start = frame(host, title, note, height);
   const redraw = start((root, width) => {
@@ -306,14 +306,14 @@ function lineChart(host, {title, note, series, xName, log, band, marks = [], hei
         }
         lines.push(line(s.colour, s.name, show(hit[1])));
       }
-      tell(event, el("b", {}, `${xName || ""} ${show(near)}`), lines);
+      showTip(event, el("b", {}, `${xName || ""} ${show(near)}`), lines);
     };
     pad.addEventListener("pointermove", move);
     pad.addEventListener("pointerdown", move);
-    pad.addEventListener("pointerleave", () => { cursor.replaceChildren(); hush(); });
+    pad.addEventListener("pointerleave", () => { cursor.replaceChildren(); hideTip(); });
     root.append(cursor, pad);
   });
-  // The lines of runs have the buttons above the page for a legend.
+  // For the lines of runs, the buttons at the top of the page are the legend.
   if (series.length > 1 && series[0].run === undefined) host.lastChild.append(legend(series));
   return redraw;
 }
@@ -324,7 +324,7 @@ const legend = (series) => el("p", {class: "legend"}, series.map((s) => el("span
   svg("svg", {class: "stroke", viewBox: "0 0 20 8", "aria-hidden": "true"},
     stretch(s)), named(s.name))));
 
-// A chart in words: where each line begins and ends.
+// A description of a chart for screen readers: the first and the last point of each line.
 function spoken(title, xName, series) {
   const at = ([x, y]) => `${show(y)} at ${xName || ""} ${show(x)}`;
   const course = (s) => `${series.length > 1 ? `${s.name}: ` : ""}from ${at(s.points[0])} to ${at(s.points[s.points.length - 1])}`;
@@ -346,26 +346,31 @@ function scatter(host, {title, note, points, xName, yName, joined, height = 230}
     const pad = svg("rect", {class: "pad", x: 0, y: 0, width, height, fill: "transparent"});
     nearest(pad, root, width, points.map((p) => [box.x(p[0]), box.y(p[1])]), (i, event) => {
       ring.setAttribute("visibility", i < 0 ? "hidden" : "visible");
-      if (i < 0) { hush(); return; }
+      if (i < 0) { hideTip(); return; }
       const [px, py, name, image] = points[i];
       ring.setAttribute("cx", box.x(px));
       ring.setAttribute("cy", box.y(py));
-      tell(event, imageTip(image), el("b", {}, name), line(null, xName, show(px)), line(null, yName, show(py)));
+      showTip(event, imageTip(image), el("b", {}, name), line(null, xName, show(px)), line(null, yName, show(py)));
     });
     root.append(...dots, ring, pad);
   });
 }
 
+// The index of the place nearest to (x, y), within 22 pixels; -1 if there is none.
+function closest(places, x, y) {
+  let best = -1, least = 22 ** 2;
+  places.forEach(([px, py], i) => {
+    const d = (px - x) ** 2 + (py - y) ** 2;
+    if (d < least) { least = d; best = i; }
+  });
+  return best;
+}
+
+// Calls `report` with the index of the place nearest to the pointer, as it moves over `pad`.
 function nearest(pad, root, width, places, report) {
   const move = (event) => {
     const box = root.getBoundingClientRect(), factor = width / box.width;
-    const x = (event.clientX - box.left) * factor, y = (event.clientY - box.top) * factor;
-    let best = -1, least = 22 ** 2;
-    places.forEach(([px, py], i) => {
-      const d = (px - x) ** 2 + (py - y) ** 2;
-      if (d < least) { least = d; best = i; }
-    });
-    report(best, event);
+    report(closest(places, (event.clientX - box.left) * factor, (event.clientY - box.top) * factor), event);
   };
   pad.addEventListener("pointermove", move);
   pad.addEventListener("pointerdown", move);
@@ -383,8 +388,8 @@ function bars(host, {title, note, counts, edges, labels, xName, value = (v) => `
       const where = edges ? `${show(edges[i])} to ${show(edges[i + 1])}` : labels[i];
       const bar = svg("rect", {class: "bar", x: box.left + i * step + 0.5, width: Math.max(1, step - 1),
         y: box.y(count), height: Math.max(0, box.bottom - box.y(count))});
-      bar.addEventListener("pointermove", (event) => tell(event, el("b", {}, where), el("div", {}, value(count))));
-      bar.addEventListener("pointerleave", hush);
+      bar.addEventListener("pointermove", (event) => showTip(event, el("b", {}, where), el("div", {}, value(count))));
+      bar.addEventListener("pointerleave", hideTip);
       root.append(bar);
       if (labels && i % every === 0) {
         root.append(svg("text", {x: box.left + (i + 0.5) * step, y: box.bottom + 16, "text-anchor": "middle"}, labels[i]));
@@ -393,7 +398,7 @@ function bars(host, {title, note, counts, edges, labels, xName, value = (v) => `
   });
 }
 
-// --- courses of all runs -------------------------------------------------------------------------
+// --- curves of all runs --------------------------------------------------------------------------
 
 function seriesOf(column, title, across, factor) {
   return RUNS.map((run, i) => ({
@@ -402,7 +407,7 @@ function seriesOf(column, title, across, factor) {
   })).filter((s) => s.points.length);
 }
 
-function drawCourses() {
+function drawCurves() {
   const host = document.getElementById("curves-here");
   if (!host) return;
   const draw = (across) => {
@@ -463,23 +468,23 @@ function drawGalleries(host, run) {
   open(groups[0], tabs.firstChild);
 }
 
-// Where the right image stands, for a query whose nearest is wrong.
-function whereRight(row) {
+// The rank of the nearest right image, in words, for a query whose nearest image is wrong.
+function rankOfRight(row) {
   if (row.rank === null || row.rank === undefined || row.rank === 1) return null;
   const seen = row.rank <= row.found.length ? "" : ", not shown";
   return `nearest right image: place ${row.rank.toLocaleString("en")}${seen}`;
 }
 
 function galleryRow(row) {
-  const where = whereRight(row);
+  const where = rankOfRight(row);
   return el("div", {class: "row", "data-together": ""},
     el("div", {class: "query"}, picture(row.image, row.name, "the query", where),
       el("div", {class: "name"}, named(row.name), where ? el("span", {class: "where"}, where) : null)),
     el("div", {class: "found"}, row.found.map((hit, i) => el("div", {
       class: hit.right ? "cell" : "cell wrong",
-      onpointermove: (event) => tell(event, imageTip(hit.image), el("b", {}, hit.name),
+      onpointermove: (event) => showTip(event, imageTip(hit.image), el("b", {}, hit.name),
         line(null, hit.right ? "right" : `wrong, wanted ${bidi(row.name)}`, ""), line(null, "cosine", show(hit.cosine)), line(null, "place", i + 1)),
-      onpointerleave: hush,
+      onpointerleave: hideTip,
     }, el("div", {class: "frame"}, picture(hit.image, hit.name, `place ${i + 1} for ${bidi(row.name)}: ${hit.right ? "right" : "wrong"}`, `cosine ${hit.cosine.toFixed(3)}`),
       el("span", {class: "mark"}, hit.right ? "✓" : "×")),
     el("div", {class: "under"}, el("b", {}, hit.cosine.toFixed(3)), el("span", {}, hit.name))))));
@@ -498,8 +503,8 @@ function drawConfusions(host, run) {
       el("div", {class: "who"}, named(pair.names[0]), " ↔ ", named(pair.names[1])),
       el("div", {class: "how"}, `${pair.counts[0]} of ${pair.sizes[0]} taken for the second, ${pair.counts[1]} of ${pair.sizes[1]} for the first`),
       el("div", {class: "duos"}, pair.examples.map((e) => el("div", {class: "duo", "data-together": "",
-        onpointermove: (event) => tell(event, imageTip(e.query), el("b", {}, e.of), line(null, `taken for ${bidi(e.as)}`, show(e.cosine))),
-        onpointerleave: hush}, picture(e.query, e.of, `taken for ${bidi(e.as)}`), "→", picture(e.found, e.as, `cosine ${e.cosine.toFixed(3)} to the query`))))))));
+        onpointermove: (event) => showTip(event, imageTip(e.query), el("b", {}, e.of), line(null, `taken for ${bidi(e.as)}`, show(e.cosine))),
+        onpointerleave: hideTip}, picture(e.query, e.of, `taken for ${bidi(e.as)}`), "→", picture(e.found, e.as, `cosine ${e.cosine.toFixed(3)} to the query`))))))));
   }
   const grid = el("div", {class: "two"});
   const {lowest, never} = run.classes;
@@ -532,8 +537,8 @@ function drawPairs(host, run) {
   if (found.marks.length) host.append(el("p", {class: "note space"}, "Upright and dashed: the recommended thresholds."));
 }
 
-const CLOSEST = 40; // times that a map is magnified at most
-const FEW = 150; // points in view of which pictures are shown
+const CLOSEST = 40; // the largest magnification of the map
+const FEW = 150; // the most points in view that are shown as pictures
 
 function drawMap(host, run) {
   const map = run.map;
@@ -553,7 +558,7 @@ function drawMap(host, run) {
     view.y = Math.min(1 - half, Math.max(half, y));
     redraw();
   };
-  // Magnifies around a place of the drawing, in pixels, which stays where it is.
+  // Magnifies around a place of the drawing, in pixels, which does not move.
   const magnify = (factor, px = size[0] / 2, py = size[1] / 2) => {
     const zoom = Math.min(CLOSEST, Math.max(1, view.zoom * factor));
     const dx = px / size[0] - 0.5, dy = py / size[1] - 0.5;
@@ -562,8 +567,8 @@ function drawMap(host, run) {
   const pan = (px, py) => set(view.x - px / size[0] / view.zoom, view.y - py / size[1] / view.zoom, view.zoom);
   const all = () => set(0.5, 0.5, 1);
 
-  const folded = (text) => text.normalize("NFC").toLowerCase(); // however accents are put together
-  let classes = null; // those whose names contain what is searched for
+  const folded = (text) => text.normalize("NFC").toLowerCase(); // accents may be separate characters
+  let classes = null; // those whose names contain the searched text; null: all
   const look = () => {
     const words = folded(search.value.trim());
     classes = words ? new Set(map.names.flatMap((n, i) => (folded(n).includes(words) ? [i] : []))) : null;
@@ -633,29 +638,21 @@ function drawMap(host, run) {
       root.classList.toggle("zoomed", view.zoom > 1);
       mark();
     };
-    const tellOf = (i, event) => {
+    const hover = (i, event) => {
       hovered = i;
       mark();
-      if (i < 0) { hush(); return; }
+      if (i < 0) { hideTip(); return; }
       const [, , c, image] = map.points[i];
-      tell(event, imageTip(image), el("b", {}, map.names[c]),
+      showTip(event, imageTip(image), el("b", {}, map.names[c]),
         wrong.has(i) ? line("var(--wrong)", `nearest image: ${bidi(wrong.get(i))}`, "") : null);
     };
     const at = (event) => {
       const box = root.getBoundingClientRect();
       return [(event.clientX - box.left) * width / box.width, (event.clientY - box.top) * height / box.height];
     };
-    const nearestTo = (event) => {
-      const [x, y] = at(event);
-      let best = -1, least = 22 ** 2;
-      places.forEach(([px, py], i) => {
-        const d = (px - x) ** 2 + (py - y) ** 2;
-        if (d < least) { least = d; best = i; }
-      });
-      return best;
-    };
+    const nearestTo = (event) => closest(places, ...at(event));
 
-    // The wheel moves the page until the pointer has moved over the map itself.
+    // The wheel scrolls the page until the pointer has moved over the map.
     let awake = false, travelled = 0, pinch = 0;
     const fingers = new Map();
     window.addEventListener("scroll", () => { awake = false; }, {passive: true});
@@ -663,38 +660,38 @@ function drawMap(host, run) {
       const out = event.deltaY > 0;
       if ((!awake && !event.ctrlKey) || (out && view.zoom <= 1) || (!out && view.zoom >= CLOSEST)) return;
       event.preventDefault();
-      tellOf(-1);
+      hover(-1);
       magnify(Math.exp(-Math.max(-60, Math.min(60, event.deltaY)) * 0.006), ...at(event));
     }, {passive: false});
     root.addEventListener("pointerdown", (event) => {
       fingers.set(event.pointerId, at(event));
       travelled = fingers.size > 1 ? 99 : 0;
       pinch = 0;
-      if (event.pointerType !== "mouse") tellOf(nearestTo(event), event);
+      if (event.pointerType !== "mouse") hover(nearestTo(event), event);
     });
     root.addEventListener("pointermove", (event) => {
       awake = true;
       const before = fingers.get(event.pointerId), now = at(event);
-      if (!before) { if (event.pointerType === "mouse") tellOf(nearestTo(event), event); return; }
+      if (!before) { if (event.pointerType === "mouse") hover(nearestTo(event), event); return; }
       fingers.set(event.pointerId, now);
       if (fingers.size === 2) {
         const [[ax, ay], [bx, by]] = [...fingers.values()];
         const apart = Math.hypot(ax - bx, ay - by);
-        if (pinch) { hush(); magnify(apart / pinch, (ax + bx) / 2, (ay + by) / 2); }
+        if (pinch) { hideTip(); magnify(apart / pinch, (ax + bx) / 2, (ay + by) / 2); }
         pinch = apart;
         return;
       }
       travelled += Math.hypot(now[0] - before[0], now[1] - before[1]);
       if (travelled > 4 && view.zoom > 1) {
         if (!root.hasPointerCapture(event.pointerId)) root.setPointerCapture(event.pointerId);
-        tellOf(-1);
+        hover(-1);
         pan(now[0] - before[0], now[1] - before[1]);
       }
     });
     const lift = (event) => { fingers.delete(event.pointerId); pinch = 0; };
     root.addEventListener("pointerup", lift);
     root.addEventListener("pointercancel", lift);
-    root.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") { lift(event); tellOf(-1); } });
+    root.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") { lift(event); hover(-1); } });
     root.addEventListener("click", (event) => {
       if (travelled > 4 || event.pointerType === "touch") return;
       const i = nearestTo(event);
@@ -709,7 +706,7 @@ function drawMap(host, run) {
       if (!act || event.ctrlKey || event.metaKey || event.altKey) return;
       if (view.zoom === 1 && event.key.startsWith("Arrow")) return;
       event.preventDefault();
-      tellOf(-1);
+      hover(-1);
       act();
     });
     root.append(layer, pictures);
@@ -756,11 +753,11 @@ const kinds = {
     host.append(grid);
     bars(grid, {title: part.histogram_of, ...part.histogram, xName: "cosine", value: (v) => counted(v, "class", "classes")});
   },
-  courses: (host, part, run) => courses(host, part.columns, run),
+  courses: (host, part, run) => columnCharts(host, part.columns, run),
   certainty: (host, part) => {
     const strip = (title, cells) => el("div", {class: "card"}, el("b", {}, title),
       el("div", {class: "strip space"}, cells.map((c) => el("div", {
-        onpointermove: (event) => tell(event, imageTip(c.image), el("b", {}, c.name), line(null, "uncertainty", show(c.value))), onpointerleave: hush},
+        onpointermove: (event) => showTip(event, imageTip(c.image), el("b", {}, c.name), line(null, "uncertainty", show(c.value))), onpointerleave: hideTip},
         picture(c.image, c.name), el("b", {}, show(c.value)), el("span", {}, c.name)))));
     host.append(el("div", {class: "two"}, strip("least certain", part.least), strip("most certain", part.most)));
     const grid = el("div", {class: "charts wide space"});
@@ -775,7 +772,7 @@ const kinds = {
     const grid = el("div", {class: "charts wide"});
     host.append(grid);
     bars(grid, {title: "lengths of the evaluation images' embeddings", ...part.histogram, xName: "length", value: (v) => counted(v, "image")});
-    courses(grid, part.columns, run, true);
+    columnCharts(grid, part.columns, run, true);
   },
   masks: (host, part) => {
     const count = part.rows.length, size = part.rows[0].length;
@@ -788,9 +785,9 @@ const kinds = {
       const box = canvas.getBoundingClientRect();
       const c = Math.min(count - 1, Math.max(0, Math.floor((event.clientY - box.top) / box.height * count)));
       const d = Math.min(size - 1, Math.max(0, Math.floor((event.clientX - box.left) / box.width * size)));
-      tell(event, el("b", {}, `cluster ${c}, dimension ${d}`), el("div", {}, show(part.rows[c][d] / 99 * part.most)));
+      showTip(event, el("b", {}, `cluster ${c}, dimension ${d}`), el("div", {}, show(part.rows[c][d] / 99 * part.most)));
     });
-    canvas.addEventListener("pointerleave", hush);
+    canvas.addEventListener("pointerleave", hideTip);
     host.append(el("figure", {class: "chart"}, el("figcaption", {}, el("b", {}, `${count} mask${count > 1 ? "s" : ""} of ${size} dimensions`),
       el("span", {}, `dark 0, light ${show(part.most)}`)), canvas));
     if (count > 1 && count <= 12) {
@@ -816,7 +813,8 @@ function ramp(v) {
   return STOPS[i].map((a, k) => Math.round(a + (STOPS[i + 1][k] - a) * t));
 }
 
-function courses(host, columns, run, flat) {
+// Charts of columns of metrics.csv for one run; `flat`: directly in `host`, without a grid of their own.
+function columnCharts(host, columns, run, flat) {
   const grid = flat ? host : el("div", {class: "charts"});
   if (!flat) host.append(grid);
   for (const column of columns) {
@@ -839,7 +837,7 @@ function drawMethods(host, run) {
 const PARTS = {galleries: drawGalleries, confusions: drawConfusions, pairs: drawPairs, methods: drawMethods, map: drawMap};
 
 function drawRun() {
-  hush();
+  hideTip();
   for (const [name, draw] of Object.entries(PARTS)) {
     const host = document.getElementById(`${name}-here`);
     if (!host) continue;
@@ -856,14 +854,14 @@ function drawRun() {
 function sortable(table) {
   const heads = [...table.querySelectorAll("th[data-sort]")];
   const onkeydown = (event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); event.currentTarget.click(); } };
-  // No <button>, whose words would be missing from a table that is copied.
+  // Not a <button>, whose text is left out when a table is copied.
   heads.forEach((head) => head.append(el("span", {role: "button", tabindex: "0", onkeydown}, ...head.childNodes)));
   heads.forEach((head) => head.addEventListener("click", () => {
     const column = head.cellIndex, before = head.getAttribute("aria-sort");
     const key = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent;
     const rows = [...table.tBodies[0].rows];
     const numeric = rows.every((r) => key(r) === "" || !Number.isNaN(Number(key(r))));
-    // Numbers from the highest on first, words from A on.
+    // The first click sorts numbers from the highest, words from A.
     const up = before ? before === "descending" : !numeric;
     heads.forEach((h) => h.removeAttribute("aria-sort"));
     head.setAttribute("aria-sort", up ? "ascending" : "descending");
@@ -877,7 +875,7 @@ function sortable(table) {
   }));
 }
 
-// What is wider than its card can be scrolled by keys as well.
+// Lets the keyboard scroll a box whose content is wider than the box.
 function reachable(box) {
   const heading = box.closest("section").querySelector("h2").textContent;
   new ResizeObserver(() => {
@@ -912,7 +910,7 @@ for (const dot of document.querySelectorAll("[data-run]")) {
 }
 document.querySelectorAll("table.sortable").forEach(sortable);
 document.querySelectorAll(".scroll:not(:has(button))").forEach(reachable);
-window.addEventListener("scroll", hush, {passive: true});
-if (RUNS.length) { drawCourses(); drawRun(); }
+window.addEventListener("scroll", hideTip, {passive: true});
+if (RUNS.length) { drawCurves(); drawRun(); }
 document.documentElement.setAttribute("data-ready", "");
 })();

@@ -1,4 +1,4 @@
-"""Two images, one class or two: what verification measured, and how the cosines of pairs lie."""
+"""Two images, one class or two: the results of verification, and histograms of pairs' cosines."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from page.document import percent
 from page.findings import Search
 from page.records import Record
 
-QUERIES = 500  # whose pairs with all images stand for all pairs
+QUERIES = 500  # a sample, whose pairs with all images are drawn
 BINS = 80
 WORDS = {"TAR@1e-2": "1 in 100", "TAR@1e-3": "1 in 1,000", "TAR@1e-4": "1 in 10,000"}
 
 
 def pairs(record: Record, search: Search) -> dict[str, Any] | None:
-    """What results.json says of pairs, in sentences, and their cosines; None where it says nothing.
+    """Sentences about the verification in results.json, and cosines; None without verification.
 
-    The cosines are those of some random queries with all they are compared with, as shares of the
-    pairs of one class and of the pairs of two.
+    The cosines are those of some random queries with all other images, as shares of the pairs of
+    one class and of the pairs of two.
     """
     title = search.judged.task.title
     numbers = (record.outcome.get("verification") or {}).get(title)
@@ -38,7 +38,7 @@ def pairs(record: Record, search: Search) -> dict[str, Any] | None:
 
 
 def _curve(numbers: dict[str, float]) -> list[str]:
-    """The ROC curve in a few numbers."""
+    """Sentences about the ROC curve."""
     rates = [
         f"{percent(numbers[name])} % where {words} pairs of two classes is accepted too"
         for name, words in WORDS.items()
@@ -53,7 +53,7 @@ def _curve(numbers: dict[str, float]) -> list[str]:
 
 
 def _rule(found: Thresholds | None) -> list[str]:
-    """The recommended thresholds and the errors to be expected of them."""
+    """Sentences about the recommended thresholds and their expected errors."""
     if found is None:
         return ["Too few pairs to recommend a threshold."]
     return [
@@ -88,7 +88,7 @@ def _cosines(search: Search) -> dict[str, Any]:
         same = gallery_images.labels == judged.images.labels[row]
         others = np.ones(len(same), bool)
         if judged.gallery is None:
-            others[row] = False  # not with itself
+            others[row] = False  # itself
         for kind, pairs_of in enumerate((same & others, ~same & others)):
             counts[kind] += np.histogram(cosines[pairs_of].clip(-1, 1), edges)[0]
     seen = np.flatnonzero(counts.sum(axis=0))

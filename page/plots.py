@@ -1,4 +1,4 @@
-"""Charts that need no script: SVG whose colours follow the page, readable on a phone."""
+"""Charts that need no script: SVG with the colours of the page, readable on a phone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 from page.document import as_text
 
 WIDTH, LEFT, RIGHT, STEP = 460, 14, 446, 40
-"""Of the chart with a line per row: narrow, so that it can be read on a phone."""
+"""Measures of a forest: it is narrow, so that it can be read on a phone."""
 
 STYLE = """<style>
 .charts .plot { margin: 0; } .plot { margin: 12px 0 0; } .plot svg { max-width: 520px; }
@@ -39,7 +39,7 @@ PICTURE_STYLE = (
 
 
 class Bar(NamedTuple):
-    """A row of a forest: a mean, half of its interval (NaN: none), and the values behind it."""
+    """A row of a forest: a mean, half of its interval (NaN: none), and the averaged values."""
 
     name: str
     value: float
@@ -51,7 +51,7 @@ class Point(NamedTuple):
     """A dot of a scatter.
 
     Attributes:
-        kind: dot, on (chosen) or off (hollow). about: what it is.
+        kind: dot, on (chosen) or off (hollow). about: a text for the pointer.
     """
 
     x: float
@@ -61,13 +61,13 @@ class Point(NamedTuple):
 
 
 def forest(bars: Iterable[Bar], title: str, *, zero: bool = False) -> str:
-    """Names, means and intervals of shares, in percent, one below the other; "" for none."""
+    """A chart of means and intervals, one below the other, as shares in percent; "" for none."""
     shown = _known(bars)
     return figure(title, *_forest(shown, zero)) if shown else ""
 
 
 def forest_picture(bars: Iterable[Bar], title: str, *, zero: bool = False) -> str:
-    """``forest`` as an SVG file of its own, which follows the reader's light or dark."""
+    """`forest` as an SVG file of its own, in light or dark colours as the reader prefers."""
     shown = _known(bars)
     if not shown:
         return ""
@@ -86,7 +86,7 @@ def _known(bars: Iterable[Bar]) -> list[Bar]:
 
 
 def _forest(shown: Sequence[Bar], zero: bool) -> tuple[str, int, int]:
-    """What is drawn, its width and its height."""
+    """The SVG of a forest, its width and its height."""
     ends = [100 * value for bar in shown for value in _reach(bar)]
     low, high = min(ends), max(ends)
     low, high = (min(low, 0.0), max(high, 0.0)) if zero else (low, high)
@@ -102,7 +102,7 @@ def _forest(shown: Sequence[Bar], zero: bool) -> tuple[str, int, int]:
         kind = ' class="zero"' if zero and mark == 0 else ""
         parts.append(f'<line{kind} x1="{x(mark)}" x2="{x(mark)}" y1="4" y2="{bottom}"/>')
         label = f"{mark:+g}" if zero and mark else f"{mark:g}"
-        half = 4 * len(label)  # of its width; what is wider than the margin moves inwards
+        half = 4 * len(label)  # of its width; labels wider than the margin are moved inwards
         place = min(max(x(mark), half), WIDTH - half)
         parts.append(
             f'<text class="soft" x="{place}" y="{bottom + 17}" text-anchor="middle">{label}</text>'
@@ -125,7 +125,7 @@ def _reach(bar: Bar) -> list[float]:
 
 
 def scatter(points: Sequence[Point], title: str, *, log: bool = False) -> str:
-    """Shares in percent against an option, on a scale of factors where `log`; "" for none."""
+    """A chart of shares, in percent, against an option, with a logarithmic axis if `log`."""
     if not points:
         return ""
     place = math.log10 if log else float
@@ -168,7 +168,7 @@ def _wider(values: Sequence[float]) -> tuple[float, float]:
 
 
 def ticks(low: float, high: float, most: int = 7) -> list[float]:
-    """Round numbers from about `low` to about `high`, at most so many between."""
+    """Round numbers from about `low` to about `high`, with at most `most` steps within."""
     span = (high - low) or 1.0
     step = 10 ** math.floor(math.log10(span / most))
     step = next(step * factor for factor in (1, 2, 5, 10) if span / (step * factor) <= most)

@@ -1,6 +1,6 @@
-"""A run folder, read back: what was asked, how it went, what it reached, what was published.
+"""Reads a run folder: options, environment, metrics, results, and published numbers.
 
-Whatever a run has not written yet is simply missing here; only a folder without args.json is none.
+Files that a run has not written yet are simply missing; a folder without args.json is not a run's.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Record:
 
     Attributes:
         path: its folder. args, environment, outcome: args.json, environment.json, results.json.
-        rows: those of metrics.csv, as numbers; empty cells are left out.
-        differs: which options set it apart from others beside it, in words.
+        rows: of metrics.csv, as numbers, without empty cells.
+        differs: the options in which it differs from other runs on the page, in words.
     """
 
     path: Path
@@ -52,27 +52,27 @@ class Record:
 
     @property
     def title(self) -> str:
-        """Its name among others: with what sets it apart from them."""
+        """Its name, with the options in which it differs from other runs on the page."""
         return f"{self.name} ({self.differs})" if self.differs else self.name
 
     @property
     def folder(self) -> RunFolder:
-        """Its files."""
+        """The run folder."""
         return RunFolder(self.path)
 
     @functools.cached_property
     def options(self) -> argparse.Namespace:
-        """All options, with the defaults of those that an older version did not have."""
+        """All options; those that its version did not have yet have the values for older runs."""
         return options.kept(self.args)
 
     @functools.cached_property
     def configuration(self) -> dict[str, Any]:
-        """What it shares with runs that differ in the seed alone."""
+        """The options that it shares with runs that differ only in the seed."""
         return options.configuration(self.args)
 
     @property
     def method(self) -> str:
-        """The loss and what is attached to it: `AMLoss + SEC`."""
+        """The loss and the methods added to it: `AMLoss + SEC`."""
         return methods.title(self.options)
 
     @property
@@ -82,12 +82,12 @@ class Record:
 
     @property
     def evaluated(self) -> list[Numbers]:
-        """The rows that have an evaluation."""
+        """The rows with an evaluation."""
         return [row for row in self.rows if "R@1" in row]
 
     @property
     def best_epoch(self) -> int | None:
-        """The epoch that the best checkpoint is from."""
+        """The epoch of the best checkpoint."""
         if "best_epoch" in self.outcome:
             return int(self.outcome["best_epoch"])
         best = max(self.evaluated, key=lambda row: row["R@1"], default=None)
@@ -95,7 +95,7 @@ class Record:
 
     @property
     def results(self) -> dict[str, Numbers]:
-        """What the best checkpoint reached, by evaluation; from metrics.csv while the run goes."""
+        """The best checkpoint's metrics, by evaluation; from metrics.csv until the run ends."""
         if self.outcome:
             results = self.outcome["results"]
             return {title: _defined(numbers) for title, numbers in results.items()}
@@ -106,23 +106,23 @@ class Record:
 
     @property
     def holds_out(self) -> bool:
-        """Whether its evaluations, all but the last, are of training classes that it holds out."""
+        """Whether its evaluations, except the last, are of training classes that it holds out."""
         return bool(HELD_OUT.met(self.options))
 
     @property
     def is_of_held_out(self) -> bool:
-        """Whether `results` are of such classes, not of the test classes."""
+        """Whether `results` are of held-out classes, not of the test classes."""
         return meanings.VALIDATION in self.results
 
     @property
     def raw(self) -> Numbers:
-        """What the weights themselves reached, where `results` are those of their running mean."""
+        """The metrics of the weights themselves, if `results` are those of their running mean."""
         title = next(iter(self.results), "")
         return self.results.get(title + meanings.RAW, {})
 
     @property
     def seconds(self) -> float:
-        """Training time, evaluations apart."""
+        """Training time without evaluations."""
         return self.rows[-1].get("seconds", 0.0) if self.rows else 0.0
 
     @property
@@ -136,14 +136,14 @@ def read(path: str | Path) -> Record:
     """Reads a run folder.
 
     Raises:
-        InputError: the folder is no run's, or one of its files is damaged.
+        InputError: the folder is not a run's, or one of its files is damaged.
     """
     path = Path(path)
     if not (path / "args.json").is_file():
         raise InputError(f"{path} is not a run folder: there is no args.json; give logs/NAME")
     folder = RunFolder(path)
     args = folder.read_args()
-    options.kept(args)  # its values are what options can be
+    options.kept(args)  # raises if a value is impossible
     return Record(
         path,
         args,
@@ -162,9 +162,9 @@ def _environment(folder: RunFolder) -> dict[str, Any]:
 
 
 def _outcome(folder: RunFolder) -> dict[str, Any]:
-    """results.json: `best_epoch`, `picked_on`, and by evaluation the metrics (`results`).
+    """results.json: `best_epoch`, `picked_on`, and the metrics by evaluation (`results`).
 
-    With them, where pairs were compared, their metrics (`verification`) and `thresholds`.
+    If pairs were compared, also their metrics (`verification`) and `thresholds`.
     """
     found = folder.read_results()
     if not found:
@@ -181,14 +181,14 @@ def _outcome(folder: RunFolder) -> dict[str, Any]:
 
 
 def _need(found: Mapping[str, Any], names: Iterable[str], kind: Any) -> None:
-    """Raises ValueError where an entry that is there, and not null, is of another kind."""
+    """Raises ValueError if an entry exists, is not null, and is of another type."""
     for name in names:
         if not isinstance(found.get(name), kind | None):
             raise ValueError(f"its {name} is {str(found[name])[:40]!r}")
 
 
 def _defined(numbers: Mapping[str, float | None]) -> Numbers:
-    """Without the metrics that are undefined, such as MAP@R where no query has a match."""
+    """The metrics that are defined: MAP@R, for example, is not if no query has a match."""
     return {k: v for k, v in numbers.items() if v is not None and math.isfinite(v)}
 
 
@@ -203,21 +203,21 @@ def _numbers(row: dict[str, str]) -> Numbers:
 
 
 def metrics_in(row: Numbers) -> Numbers:
-    """The metrics of the first evaluation in a row of metrics.csv, and how many queries it had."""
+    """The metrics of the first evaluation in a row of metrics.csv, and its number of queries."""
     beside = (meanings.OTHER, meanings.HIDDEN)
     names = [name for name in row if meanings.METRIC.fullmatch(name) or name.startswith(beside)]
     return {name: row[name] for name in names}
 
 
 def differing(runs: Sequence[Record]) -> set[str]:
-    """The options that are not the same in all of these runs, but for the seed."""
+    """The options, other than the seed, in which these runs differ."""
     first, *others = runs
     names = {name for run in runs for name in run.configuration}
     return {n for n in names if any(_value_in(run, n) != _value_in(first, n) for run in others)}
 
 
 def apart(record: Record, names: Collection[str]) -> str:
-    """What a run has for the options that tell runs apart: `lr 0.001, epochs 40`."""
+    """The values of differing options in a run: `lr 0.001, epochs 40`."""
     own = record.configuration
     return ", ".join(
         _in_words(name.replace("_", "-"), value)
@@ -227,7 +227,7 @@ def apart(record: Record, names: Collection[str]) -> str:
 
 
 def _value_in(record: Record, name: str) -> Any:
-    """An option of a run, also where nothing in it reads the option."""
+    """An option's value in a run, even if the run does not use the option."""
     return record.configuration.get(name, getattr(record.options, name, None))
 
 
@@ -236,7 +236,7 @@ def _in_words(name: str, value: Any) -> str:
 
 
 def in_brief(value: Any) -> str:
-    """An option's value as a command line has it: `retrieval nmi`, `base=0.5`."""
+    """An option's value as on a command line: `retrieval nmi`, `base=0.5`."""
     if not isinstance(value, list | tuple):
         return str(value)
     words = ("=".join(map(str, v)) if isinstance(v, list | tuple) else str(v) for v in value)
@@ -248,7 +248,7 @@ def in_brief(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Published:
-    """What a recipe says was published, and the flags in which the run differs (`changes`)."""
+    """The published numbers in a recipe, and the flags in which the run differs (`changes`)."""
 
     recipe: str
     numbers: Numbers
@@ -257,7 +257,7 @@ class Published:
 
 
 def published(record: Record) -> Published | None:
-    """The published numbers of the recipe that a run came from, if there are any."""
+    """The published numbers of a run's recipe, if there are any."""
     path = _recipe_file(record.args.get("recipe"))
     if path is None:
         return None
@@ -275,7 +275,7 @@ def _recipe_file(name: str | None) -> Path | None:
 
 
 def _published_words(text: str) -> str:
-    """The comment that begins with `Published:`, with the lines that continue it."""
+    """The comment that begins with `Published:`, with its continuation lines."""
     lines = iter(text.splitlines())
     parts: list[str] = []
     for line in lines:
@@ -289,12 +289,12 @@ def _published_words(text: str) -> str:
 
 
 def _changes(record: Record, recipe: Path) -> list[str]:
-    """The options in which a run differs from the recipe, where somebody listens to them."""
-    asked = options.parsed([f"@{recipe}"])
-    if asked is None:  # a recipe of another version
+    """The options, of those that have an effect, in which a run differs from its recipe."""
+    chosen = options.parsed([f"@{recipe}"])
+    if chosen is None:  # a recipe of another version
         return []
     less = (Change.LABEL, Change.NOTHING)
-    own, theirs = options.settings(record.args, *less), options.settings(vars(asked), *less)
+    own, theirs = options.settings(record.args, *less), options.settings(vars(chosen), *less)
     return [
         f"{name.replace('_', '-')} {in_brief(own[name])} "
         f"(recipe: {in_brief(theirs.get(name, 'without it'))})"

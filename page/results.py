@@ -1,4 +1,4 @@
-"""The table of results: metrics in percent, their intervals, and what was published."""
+"""The table of results: metrics in percent, their intervals, and published numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from page.records import Numbers
 
 
 def table(runs: Sequence[Explained]) -> str:
-    """Metrics in percent with their intervals, and what was published."""
+    """The HTML of the table, with warnings and the meanings of its columns."""
     rows = _rows(runs)
     if not rows:
         return '<p class="note">No evaluation yet.</p>'
@@ -29,7 +29,7 @@ def table(runs: Sequence[Explained]) -> str:
 
 
 def _rows(runs: Sequence[Explained]) -> list[tables.Row]:
-    """The evaluations of each run, followed by what its recipe was published with, once."""
+    """The evaluations of each run, followed by the published numbers of its recipe, once."""
     rows, recipes = [], set()
     for run in runs:
         results, published = run.record.results, run.published
@@ -51,7 +51,7 @@ def _is_published(row: tables.Row) -> bool:
 
 
 def _line(row: tables.Row, names: Sequence[str], best: Numbers) -> str:
-    """A row of the table; `best` are the numbers that are set in bold, where it has them."""
+    """A row of the table, in which numbers that are in `best` are bold."""
     numbers = {} if meanings.nothing_to_find(row.numbers) else row.numbers
     cells = [
         cell(
@@ -66,7 +66,7 @@ def _line(row: tables.Row, names: Sequence[str], best: Numbers) -> str:
 
 
 def _doubts(runs: Sequence[Explained]) -> list[str]:
-    """What keeps the numbers from saying what they seem to say, each sentence once."""
+    """Warnings about the metrics, each once."""
     said: dict[str, None] = {}
     for run in runs:
         more = [words for n in run.record.results.values() for words in meanings.doubts(n)]
@@ -76,7 +76,7 @@ def _doubts(runs: Sequence[Explained]) -> list[str]:
 
 
 def caption(runs: Sequence[Explained]) -> str:
-    """What the numbers are."""
+    """The caption of the table."""
     words = "Of the best checkpoint, in percent."
     shown = [run for run in runs if not meanings.nothing_to_find(run.numbers)]
     if any(run.search is not None for run in shown):
@@ -87,6 +87,6 @@ def caption(runs: Sequence[Explained]) -> str:
 
 
 def sampled(runs: Sequence[Explained]) -> str:
-    """Which part of the queries was searched for, where it was a part."""
+    """The size of the sample of queries in words; "" if all were searched."""
     searches = [run.search for run in runs if run.search is not None]
     return next((search.sampled for search in searches if search.sampled), "")

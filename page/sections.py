@@ -1,8 +1,8 @@
-"""What each method learned, made visible: margins, proxies, uncertainty, norms, masks, terms.
+"""Sections about what each method has learned: margins, proxies, uncertainty, norms, masks, terms.
 
-A section is a dictionary of plain values that page.js draws by its `kind`. `about` says in words
-what is to be seen, and `said` what the numbers of this run say: whatever depends on the data is
-computed from them. A run has the sections that its losses and its network give something for.
+A section is a dictionary of plain values, which page.js draws according to its `kind`. `about`
+explains what is shown; `said` are sentences computed from the run's numbers. A run has the sections
+for which its losses and its network provide data.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from page.records import Record
 from page.values import class_values
 
 EXTREMES = 12  # classes, pairs or images at each end of a ranking
-AGREE = 0.3  # rank correlation from which two orders are said to agree
+AGREE = 0.3  # rank correlation above which two orders are said to agree
 
 
 def made(learned: Learned) -> list[Section]:
-    """All that there is to show of a run's method, in order."""
+    """All sections of a run, in order."""
     makers = (class_values, terms_of_disentangling, uncertainty, norms, masks, clusters, proxies)
     return [section for make in makers for section in make(learned)]
 
@@ -45,8 +45,8 @@ def closest_pairs(
     """The pairs of proxies (C, d) with the highest cosine, highest first.
 
     Args:
-        nearest: (C,) the cosines of `nearest_proxy`. A proxy in one of the `count` closest pairs is
-            itself among the 2·count whose nearest is nearest, so that only these are compared.
+        nearest: (C,) the cosines of `nearest_proxy`. The proxies in the `count` closest pairs are
+            among the 2·count with the highest of these, so only those are compared.
     """
     chosen = nearest.topk(min(2 * count, len(nearest))).indices.sort().values
     unit = F.normalize(proxies[chosen].float(), dim=1)
@@ -83,7 +83,7 @@ def proxies(learned: Learned) -> Iterator[Section]:
 
 
 def _whether_proxies_are_like_images(learned: Learned) -> list[str]:
-    """Whether classes whose proxies are close have images that are, by classes drawn at random."""
+    """Whether classes with close proxies have similar images, judged by classes drawn at random."""
     drawn, proxies = learned.drawn, learned.proxies
     if proxies is None or len(drawn) < 5:
         return []
@@ -129,7 +129,7 @@ def terms_of_disentangling(learned: Learned) -> Iterator[Section]:
 
 
 def _courses_in_words(record: Record, columns: list[str]) -> list[str]:
-    """Where each column began and ended."""
+    """A sentence with the first and the last value of each column."""
     ends = []
     for name in columns:
         values = [row[name] for row in record.rows if name in row]
@@ -143,7 +143,7 @@ def _courses_in_words(record: Record, columns: list[str]) -> list[str]:
 
 
 def uncertainty(learned: Learned) -> Iterator[Section]:
-    """The images that an introspective network is most and least sure of."""
+    """The images about which an introspective network is most and least certain."""
     raw = learned.judged.uncertainty
     if raw is None:
         return
@@ -187,7 +187,7 @@ def uncertainty(learned: Learned) -> Iterator[Section]:
 
 
 def _fifths(search: Search, lengths: np.ndarray) -> list[np.ndarray]:
-    """Which of the queries are in each fifth, the most certain first."""
+    """The queries in each fifth of certainty, the most certain first; [] if nothing can be said."""
     matched = search.per_query["relevant"] > 0
     if "R@1" not in search.scores.names or len(search.queries) < 5 or not matched.any():
         return []
@@ -195,7 +195,10 @@ def _fifths(search: Search, lengths: np.ndarray) -> list[np.ndarray]:
 
 
 def whether_it_knows(scores: Scores, fifths: list[np.ndarray], seed: int = 1) -> list[str]:
-    """Whether the network errs more where it is less certain; the interval is over the classes."""
+    """A sentence on whether the network errs more if it is less certain, by R@1 of the fifths.
+
+    The interval is over the classes.
+    """
     if not fifths:
         return []
     ends = torch.zeros(len(scores.labels), 2, dtype=torch.float64)
@@ -203,7 +206,7 @@ def whether_it_knows(scores: Scores, fifths: list[np.ndarray], seed: int = 1) ->
     hits = scores.values[:, scores.names.index("R@1")][:, None] * ends
     both = Scores(("sure", "unsure"), hits, ends, scores.labels)
     classes = min(both.rest_on())
-    if classes < 2:  # which say nothing of others
+    if classes < 2:  # no conclusion about others
         return []
     sure, unsure = both.means().values()
     (drawn,) = replicates([both], RESAMPLES, seed)
@@ -245,7 +248,7 @@ def norms(learned: Learned) -> Iterator[Section]:
 
 
 def _what_pulls(record: Record) -> str:
-    """What a run without SEC does to the lengths."""
+    """A sentence about the lengths in a run without SEC; "" with SEC."""
     if record.options.sec_wei > 0:
         return ""
     if record.options.l2reg_wei > 0:
@@ -254,7 +257,7 @@ def _what_pulls(record: Record) -> str:
 
 
 def _deviations(record: Record, mean: float, deviation: float) -> list[str]:
-    """How far lengths are apart: those of the evaluation images, and of training over time."""
+    """Sentences about the relative deviation of lengths: in the evaluation, and in training."""
     said = [
         f"Evaluation images: {mean:.3g} ± {deviation:.2g}, a relative deviation of "
         f"{100 * deviation / max(mean, 1e-12):.1f} %."
@@ -277,7 +280,7 @@ def _deviations(record: Record, mean: float, deviation: float) -> list[str]:
 
 
 def masks(learned: Learned) -> Iterator[Section]:
-    """Which dimensions of the embedding each cluster trains."""
+    """The dimensions of the embedding that each cluster trains."""
     weight = learned.checkpoint["model_state_dict"].get("masks.weight")
     if weight is None:
         return
@@ -303,7 +306,7 @@ def masks(learned: Learned) -> Iterator[Section]:
 
 
 def _overlap(cosines: torch.Tensor) -> list[str]:
-    """How far masks share their dimensions, from their cosines (K, K)."""
+    """A sentence about the overlap of masks, from their cosines (K, K)."""
     count = len(cosines)
     if count < 2:
         return []

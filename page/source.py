@@ -1,6 +1,6 @@
-"""What a page reads of a run: its best checkpoint, opened, and the data it is judged on.
+"""The best checkpoint of a run, opened, and the data that it is evaluated on.
 
-All that pages need from evaluation comes in through this file.
+It embeds images for pages, or reads embeddings from a file.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ logger = logging.getLogger("report")
 
 @dataclass(frozen=True)
 class Source:
-    """The best checkpoint of a run, opened: its network, and the data it is judged on."""
+    """The best checkpoint of a run, opened: its network, and the data that it is evaluated on."""
 
     data: dataset.Choice
     viewing: Viewing
@@ -47,7 +47,7 @@ class Source:
         images: ImageSet,
         represent: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> tuple[ImageSet, torch.Tensor]:
-        """The images that can be read, and their raw embeddings (n, d), on the CPU."""
+        """The images that can be read, and their raw embeddings (n, d) on the CPU."""
         images, made = embed_readable(
             self.network, images, self.precision, self.viewing, title="report", represent=represent
         )
@@ -56,7 +56,7 @@ class Source:
     def embed_with_uncertainty(
         self, images: ImageSet
     ) -> tuple[ImageSet, torch.Tensor, torch.Tensor | None]:
-        """As `embed`, and uncertainties (n, d) where the network has that head."""
+        """The result of `embed`, and uncertainties (n, d) if the network has that head."""
         if "uncertainty" not in self.network.heads:
             return *self.embed(images), None
         size = self.network.embedding_size
@@ -69,7 +69,7 @@ class Source:
         return images, made[:, :size], made[:, size:]
 
     def training_images(self, names: Sequence[str]) -> ImageSet | None:
-        """The images of the criterion's classes `names`; None where they are gone or not told."""
+        """The training images of the criterion's classes `names`; None if not all are found."""
         try:
             train = self.data.load("train")
         except InputError:
@@ -92,7 +92,7 @@ def open_best(record: Record, gpu_id: int) -> Source:
     if record.options.no_test:
         raise InputError(f"{record.name} was trained with --no-test: its test classes stay unseen")
     opened = open_checkpoint(path)
-    # A page shows what can still be read, however little; the numbers were written by the run.
+    # Unreadable images are no error here: the metrics were measured by the run.
     viewing = replace(opened.viewing, workers=record.options.workers, max_bad_images=1.0)
     task = opened.tasks()[0]
     precision = Precision("auto", pick_device(gpu_id))
@@ -101,7 +101,7 @@ def open_best(record: Record, gpu_id: int) -> Source:
 
 
 def without_images(path: str | Path) -> str:
-    """Why nothing can be embedded of the run in `path`: its own images are gone; else empty."""
+    """A sentence if the user's own images of the run in `path` are gone; else ""."""
     record = read(path)
     choice = found_again(dataset.Choice(record.options.dataset), record.path)
     if not choice.is_gone:
@@ -171,7 +171,7 @@ def _exported(task: Task, path: Path, network: net.EmbeddingNet) -> Embedded:
 def _check_network(
     content: Mapping[str, np.ndarray], network: net.EmbeddingNet, path: Path
 ) -> None:
-    """Raises InputError where a file's embeddings are another network's; an older one tells not."""
+    """Raises InputError if a file's embeddings are another network's; warns if that is unknown."""
     if (made_by := content.get("network")) is None:
         logger.warning(
             "--embeddings %s does not say which network made it (%s --export writes that "
@@ -188,7 +188,7 @@ def _check_network(
 
 
 def _of_export(content: Mapping[str, np.ndarray], prefix: str, images: ImageSet) -> ImageSet:
-    """The images that an export holds: those that could not be read are not in it."""
+    """The images of an export, which leaves out those that could not be read."""
     paths = content.get(f"{prefix}paths")
     if paths is None or len(paths) == len(images):
         return images
@@ -199,7 +199,7 @@ def _of_export(content: Mapping[str, np.ndarray], prefix: str, images: ImageSet)
 def _vectors(
     content: Mapping[str, np.ndarray], name: str, count: int, path: Path
 ) -> torch.Tensor | None:
-    """The array `name` (count, d) of a file of embeddings; None where it is not in it."""
+    """The array `name` (count, d) of a file of embeddings; None if the file does not have it."""
     if name not in content:
         return None
     vectors = content[name]

@@ -1,4 +1,4 @@
-"""What a page says of a run at its top, in a few sentences."""
+"""A summary of a run in a few sentences, for the top of its page."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from utils import plain_number
 
 
 def summary(run: Explained, first: Explained | None = None, *, alone: bool = True) -> list[str]:
-    """The run in a few sentences; with `first`, whether it is better than that one.
+    """A few sentences about a run; with `first`, one of them compares the two.
 
-    Of a run that is `alone` on its page it says whether its method was worth it. What keeps the
-    numbers from saying what they seem to say comes first; where no query had anything to find,
-    nothing is said of them.
+    Warnings about the metrics come first; if no query had anything to find, the metrics are left
+    out. For a run that is `alone` on its page, a sentence says whether its method was worth it.
     """
     if meanings.nothing_to_find(run.numbers):
         return [*_unfinished(run), *run.doubts, *_learned(run)]
@@ -38,7 +37,7 @@ def summary(run: Explained, first: Explained | None = None, *, alone: bool = Tru
     ]
 
 
-# --- what it reached ------------------------------------------------------------------------------
+# --- its results ----------------------------------------------------------------------------------
 
 
 def _unfinished(run: Explained) -> list[str]:
@@ -82,7 +81,7 @@ def _unseen(run: Explained) -> str:
 
 
 def _picked(run: Explained) -> list[str]:
-    """Which epoch the numbers are of, and how it was chosen."""
+    """The epoch of the metrics, and how it was chosen."""
     record = run.record
     if len(record.evaluated) == 1 and record.outcome:
         return [f"Evaluated once, after epoch {record.best_epoch}: no epoch was picked."]
@@ -102,7 +101,7 @@ def _picked(run: Explained) -> list[str]:
 
 
 def _averaged(run: Explained) -> list[str]:
-    """Whether the running mean of the weights was worth it, where one was kept."""
+    """The gain from the running mean of the weights, if there is one."""
     raw, mean = run.record.raw.get("R@1"), run.numbers.get("R@1")
     if raw is None or mean is None:
         return []
@@ -113,7 +112,7 @@ def _averaged(run: Explained) -> list[str]:
     ]
 
 
-# --- against others -------------------------------------------------------------------------------
+# --- comparisons ----------------------------------------------------------------------------------
 
 
 def _against_published(run: Explained) -> list[str]:
@@ -141,9 +140,9 @@ def _against(run: Explained, first: Explained | None) -> list[str]:
 
 
 def paired(first: Explained, run: Explained) -> comparison.Difference | None:
-    """R@1 of a run against that of the first on the same queries.
+    """The difference of a run's R@1 from that of the first, on the same queries.
 
-    None where these differ, or are of one class, which says nothing of others.
+    None if the queries differ, or are all of one class, which allows no conclusion about others.
     """
     if first.search is None or run.search is None:
         return None
@@ -157,11 +156,11 @@ def paired(first: Explained, run: Explained) -> comparison.Difference | None:
     return made.get("R@1")
 
 
-# --- what stands out ------------------------------------------------------------------------------
+# --- classes and methods --------------------------------------------------------------------------
 
 
 def _noticed(run: Explained) -> list[str]:
-    """The classes that are most confused, and the one that is found worst."""
+    """The most confused pair of classes, and the class that is found worst."""
     said = []
     if run.confusions:
         pair = run.confusions[0]
@@ -175,7 +174,7 @@ def _noticed(run: Explained) -> list[str]:
 
 
 def found_worst(classes: dict[str, Any]) -> list[str]:
-    """The class with the lowest R@1, or how many share a R@1 of 0; nothing where all is found."""
+    """The class with the lowest R@1, or the number of those with 0; [] if all have 1."""
     if not classes["lowest"]:
         return []
     worst, never = classes["lowest"][0], classes["never"]
@@ -192,7 +191,7 @@ def found_worst(classes: dict[str, Any]) -> list[str]:
 
 
 def _learned(run: Explained) -> list[str]:
-    """What the sections of the methods come to."""
+    """The main findings in the sections of the methods."""
     said = []
     for part in run.sections:
         if part["kind"] == "class-values":

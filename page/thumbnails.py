@@ -1,4 +1,4 @@
-"""The pictures of a page: thumbnails, each once, within a budget of bytes."""
+"""The thumbnails of a page."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from dataset.base import ImageSet
 
 
 class Thumbnails:
-    """Pictures for an HTML page, each once, within a budget of bytes.
+    """Thumbnails for an HTML page, each of them once, within a budget of bytes.
 
-    `want` gives a picture a number at once; `encode` makes them all at the end. Those that a page
-    cannot do without go first; of the others as many as the budget has room for are made. Those to
-    be looked at closely are as large as half of the budget allows, all alike.
+    `want` returns the number of a picture at once; `encode` makes all pictures at the end. Needed
+    ones are always made, and of the others as many as fit into the budget. Large ones all have the
+    largest size with which they take at most half of the budget.
     """
 
     side, quality = 64, 72
     sides, large_quality = (320, 256, 192, 128, 96), 60
-    probed = 24  # pictures by which the bytes of all large ones are estimated
+    probed = 24  # pictures from which the bytes of all large ones are estimated
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
@@ -34,7 +34,11 @@ class Thumbnails:
     def want(
         self, images: ImageSet, index: int, *, needed: bool = True, large: bool = False
     ) -> int:
-        """The number of the picture of an image; `large` for one to be looked at closely."""
+        """The number of an image's picture.
+
+        Args:
+            needed: whether to make it even if the budget is spent. large: whether to show it large.
+        """
         key = (images.name, images.split, images.paths[int(index)])
         number = self._numbers.setdefault(key, len(self._numbers))
         if number == len(self._sources):
@@ -46,12 +50,12 @@ class Thumbnails:
         return number
 
     def names(self) -> list[str]:
-        """By number, the folder and the file that a picture is from."""
+        """The folder and the file of each picture, by number."""
         paths = (images.paths[index] for images, index in self._sources)
         return ["/".join(PurePath(path).parts[-2:]) for path in paths]
 
     def encode(self) -> list[str | None]:
-        """Data addresses by number; None where an image cannot be read, or the budget is spent."""
+        """Data URLs by number; None if an image cannot be read, or the budget is spent."""
         found: list[str | None] = [None] * len(self._sources)
         rest = [number for number in range(len(found)) if number not in self._needed]
         left = self.budget
@@ -69,7 +73,7 @@ class Thumbnails:
         return found
 
     def _large_side(self, threads: ThreadPoolExecutor) -> int:
-        """The largest side at which the large pictures fill no more than half of the budget."""
+        """The longest side with which the large pictures take at most half of the budget."""
         large = sorted(self._large)
         step = max(1, len(large) // self.probed)
         probe = large[::step][: self.probed]

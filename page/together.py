@@ -1,6 +1,6 @@
-"""The HTML of many runs: tables of the seeds and of the runs, and charts of what differs.
+"""The HTML of many runs: tables of groups of seeds and of runs, and charts of differing options.
 
-Sorted by a click on a column's head, which page.js does.
+page.js sorts a table when the head of a column is clicked.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from page.lines import ABOUT, Line, cell, doubts, in_percent, rows, title
 from page.plots import Bar, Point
 from utils import counted
 
-WORDS = ("method", "network", "data", "differs", "seed")  # read from the left
+WORDS = ("method", "network", "data", "differs", "seed")  # columns that are aligned to the left
 CHARTED = ("R@1", "MAP@R")
 
 
 def page(lines: Sequence[Line], folder: str) -> str:
-    """The HTML: a table of the groups and one of the runs; clicking on a column's head sorts it."""
+    """The page's HTML: a table of the groups of seeds, and one of the runs."""
     single = [line for line in lines if not line.members]
     groups = [line for line in lines if line.members]
     counts = [counted(len(single), "run")] if single else []
@@ -50,7 +50,7 @@ def page(lines: Sequence[Line], folder: str) -> str:
 
 
 def _parts(groups: Sequence[Line], single: Sequence[Line]) -> list[tuple[str, str, str, str]]:
-    """Anchor, title, HTML and what is said of it, of each part that there is something for."""
+    """The arguments of `section` for each part that has content."""
     parts = []
     if groups:
         charts = "".join(_seeds(groups, single, name) for name in CHARTED)

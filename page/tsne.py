@@ -1,10 +1,9 @@
-"""t-SNE in a process of its own: points (n, d) come in as .npy, their places (n, 2) go out as .npy.
+"""t-SNE as a process of its own: reads points (n, d) and writes their places (n, 2), as .npy.
 
     python -m page.tsne SEED < points.npy > places.npy
 
-scikit-learn computes it in compiled code, which can die and then takes its process with it: here
-that is this one, and not a run that has just ended well. Neither torch nor the rest of the project
-is loaded, so that it starts quickly.
+scikit-learn's compiled code may crash its process: it shall be this one, not that of a training
+that has just ended. Neither torch nor the rest of the project is imported, so it starts quickly.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from sklearn.manifold import TSNE
 
 
 def places(points: np.ndarray, seed: int) -> np.ndarray:
-    """Where t-SNE puts points (n, d): (n, 2) float32."""
+    """The places (n, 2) float32 of points (n, d) by t-SNE."""
     perplexity = min(30.0, (len(points) - 1) / 3)
     tsne = TSNE(init="pca", perplexity=perplexity, random_state=seed, max_iter=500, n_jobs=2)
     return tsne.fit_transform(points)

@@ -1,8 +1,8 @@
-"""What a loss learned for each class, such as AMLoss's margins: the section, and its sentences.
+"""The section about values that a loss learns for each class, such as AMLoss's margins.
 
-Every sentence is computed from the run: what goes with a value is said with its rank correlation
-and interval over classes drawn at random, and whether the values have come to rest with how they
-moved in the last epochs.
+Its sentences are computed from the run: relations of a value to other quantities come with rank
+correlations and intervals over classes drawn at random, and whether the values have settled is
+judged by their movement in the last epochs.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from page.records import Record
 EXTREMES = 12  # classes at each end of a ranking
 RANKED = 400  # points of a ranking's curve
 FIXED = ("names", "images", "epoch", "step")  # arrays of classes.npz that are not learned
-LAST = 0.2  # of the epochs, in which one looks whether values still move
-AT_REST = 0.1  # of their average pace: what moves more slowly has settled
-ALIKE = 1.05  # largest over smallest pull: within that all classes are pulled alike
-WORTH_SAYING = 0.1  # a correlation below that is not mentioned, however sure
+LAST = 0.2  # share of the epochs, at the end, in which movement is measured
+AT_REST = 0.1  # of the average pace: values that move more slowly have settled
+ALIKE = 1.05  # ratio of the largest to the smallest pull below which they count as equal
+WORTH_SAYING = 0.1  # smaller correlations are not mentioned, however sure
 
 
 def values_by_name(record: Record, history: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What was learned for each class by the best epoch: arrays (C,) by name."""
+    """The values learned for each class, at the best epoch: arrays (C,) by name."""
     learned = {name: rows for name, rows in history.items() if name not in FIXED and len(rows)}
     return {name: rows[row_of_best(record, history)] for name, rows in learned.items()}
 
 
 def row_of_best(record: Record, history: dict[str, np.ndarray]) -> int:
-    """The row of the history at the best epoch, or else the last."""
+    """The row of the history at the best epoch, or else the last one."""
     rows = np.flatnonzero(history["epoch"] == record.best_epoch)
     return int(rows[-1]) if len(rows) else len(history["epoch"]) - 1
 
 
 def class_values(learned: Learned) -> Iterator[Section]:
-    """Each value that classes learn: ranked, beside what goes with it, and over the epochs."""
+    """A section for each learned value: ranked, against other quantities, and over the epochs."""
     history = learned.history
     for name, values in values_by_name(learned.record, history).items():
         row = row_of_best(learned.record, history)
@@ -74,7 +74,7 @@ def class_values(learned: Learned) -> Iterator[Section]:
 
 
 def in_short(part: Section) -> str:
-    """The range of the values that classes learned, and what is surest of them."""
+    """The range of the learned values, whether they have settled, and their strongest relation."""
     low, high, value = part["smallest"][0], part["largest"][0], part["value"]
     ends = [f"{end['value']:.3g} ({isolated(end['name'])})" for end in (low, high)]
     words = f"Learned {value}s go from {ends[0]} to {ends[1]}."
@@ -92,11 +92,11 @@ def in_short(part: Section) -> str:
     )
 
 
-# --- what the loss does to them -------------------------------------------------------------------
+# --- the loss's effect on them --------------------------------------------------------------------
 
 
 def about_margins(learned: Learned, values: np.ndarray) -> str:
-    """What pulls at AMLoss's margins, and whether its third term tells classes apart here."""
+    """What raises and lowers AMLoss's margins, and whether its third term differs among classes."""
     said = (
         "AMLoss wants the cosine between an image and the proxy of its class to exceed a margin, "
         "which each class learns for itself; all start equal. Images that stay below the margin of "
@@ -119,7 +119,7 @@ def about_margins(learned: Learned, values: np.ndarray) -> str:
 
 
 def about_boundaries(learned: Learned, values: np.ndarray) -> str:
-    """What the margin loss does with its boundaries."""
+    """The meaning of the margin loss's boundaries."""
     return (
         "The margin loss wants images of a class nearer to each other than its boundary β, and "
         "others farther away, so a larger β asks less of a class's own images."
@@ -132,16 +132,16 @@ ABOUT_VALUES: dict[str, Callable[[Learned, np.ndarray], str]] = {
 }
 
 
-# --- whether they have come to rest ---------------------------------------------------------------
+# --- whether they have settled --------------------------------------------------------------------
 
 
 class Movement(NamedTuple):
-    """How values moved in the last of all epochs.
+    """The movement of values in the last epochs.
 
     Attributes:
-        epochs: how many of them were looked at. total: all.
+        epochs: the number of these epochs. total: of all epochs.
         falling, rising: shares of the classes.
-        pace: how fast values moved in these epochs, over how fast they moved on average.
+        pace: the speed of the values in these epochs, relative to their average speed.
     """
 
     epochs: int
@@ -152,12 +152,12 @@ class Movement(NamedTuple):
 
     @property
     def settled(self) -> bool:
-        """Whether they hardly moved any more."""
+        """Whether they have almost stopped moving."""
         return self.pace < AT_REST
 
 
 def movement(rows: np.ndarray, epochs: np.ndarray) -> Movement | None:
-    """Of values (E, C) by epoch; None before the third row, and where nothing has moved."""
+    """The movement of values (E, C) by epoch; None with fewer than three rows, or without any."""
     if len(rows) < 3:
         return None
     last = int(epochs[-1])
@@ -175,7 +175,7 @@ def about_movement(moved: Movement | None, name: str, ended: bool = True) -> str
     """Whether values have settled, in a sentence.
 
     Args:
-        ended: whether training ended where they are looked at, not later.
+        ended: whether these are the values at the end of training.
     """
     if moved is None:
         return ""
@@ -195,14 +195,14 @@ def _percent(share: float) -> str:
     return "all" if share == 1 else f"{100 * share:.1f} %"
 
 
-# --- what goes with them --------------------------------------------------------------------------
+# --- relations to other quantities ----------------------------------------------------------------
 
 
 class Quantity(NamedTuple):
-    """Something known of classes.
+    """A known quantity of classes.
 
     Attributes:
-        where: what more of it means, as in "larger where …". of: label → how much of it.
+        where: the meaning of a larger quantity, for "larger where …". of: label → its value.
     """
 
     title: str
@@ -211,7 +211,7 @@ class Quantity(NamedTuple):
 
 
 class Related(NamedTuple):
-    """A quantity beside the learned values of the same classes."""
+    """A quantity x and the learned values y of the same classes, with their rank correlation."""
 
     quantity: Quantity
     labels: list[int]
@@ -221,7 +221,7 @@ class Related(NamedTuple):
 
 
 def _quantities(learned: Learned) -> list[Quantity]:
-    """What is known of the training classes and differs among them, for three of them or more."""
+    """The quantities that are known of at least three training classes, and are not constant."""
     drawn, proxies = learned.drawn, learned.proxies
     found = [
         Quantity(
@@ -251,7 +251,7 @@ def _related(quantity: Quantity, values: np.ndarray) -> Related:
 
 
 def _given_the_others(related: list[Related], at: int) -> Correlation | None:
-    """The correlation of one of them with all others held fixed; None where there are none."""
+    """The partial correlation of one of them, all others held fixed; None without others."""
     if len(related) < 2:
         return None
     shared = sorted(set.intersection(*(set(r.labels) for r in related)))
@@ -265,7 +265,7 @@ def _given_the_others(related: list[Related], at: int) -> Correlation | None:
 
 
 def what_goes_with(name: str, related: Related, given: Correlation | None) -> str:
-    """How values go with a quantity, in a sentence with its numbers."""
+    """A sentence about the relation of values to a quantity, with its numbers."""
     found, where = related.correlation, related.quantity.where
     numbers = f"rank correlation {found.value:.2f}, 95 % interval {found.low:.2f} to "
     numbers += f"{found.high:.2f}, {found.count:,} classes"
@@ -318,7 +318,7 @@ def _scatter(learned: Learned, name: str, related: Related, given: Correlation |
     }
 
 
-# --- lists and courses ----------------------------------------------------------------------------
+# --- lists and curves -----------------------------------------------------------------------------
 
 
 def _ranking(learned: Learned, values: np.ndarray, order: np.ndarray) -> list[list]:
@@ -356,7 +356,7 @@ def _extremes(
 
 
 def _course(learned: Learned, name: str, order: np.ndarray) -> dict[str, Any] | None:
-    """How the values moved: quantiles over the classes, and some classes of both ends."""
+    """The values over the epochs: quantiles over the classes, and some classes of both ends."""
     values, epochs = learned.history[name], learned.history["epoch"].tolist()
     if len(values) < 2:
         return None

@@ -1,6 +1,7 @@
-"""A run for others: one file of weights that says what it is, a model card, the Hugging Face hub.
+"""Sharing a run: a file of weights that describes itself, a model card, the Hugging Face Hub.
 
-references   the papers behind what a run used; docs/references.md is made from them
-card         what a run's files say, as a model card; naming is a part of it
-bundle       the files that others get
+references   the papers behind losses, methods, networks and data; makes docs/references.md
+card         a model card, from the files of a run
+naming       options and data sets without the folders of this machine
+bundle       the files that are shared
 """

@@ -1,4 +1,4 @@
-"""The files that others get of a run: weights that say what they are, and what the run reached."""
+"""The shared files of a run: weights with their description, a model card, results."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from sharing.naming import named_by_data, without_folders
 from storage import save_safetensors, write_content, write_json
 
 KEPT = ("epoch", "step", "metrics", "data")
-"""Entries of a checkpoint that go along with its weights as they are, where they are there."""
+"""Entries of a checkpoint that are shared unchanged, if it has them."""
 
 
 def note_of(opened: Opened) -> dict[str, Any]:
-    """What a file of weights says beside them: the network, and how it was trained.
+    """The description in a file of weights: the network, and how it was trained.
 
     Folders of this machine are left out.
     """
@@ -45,7 +45,7 @@ def write_card(card: Card, file: Path) -> None:
 
 
 def write_bundle(opened: Opened, card: Card, folder: Path) -> None:
-    """Writes what the Hub gets: weights, card, and as JSON what the network is and reached.
+    """Writes the files for the Hub: weights, card, and JSON with the description and the results.
 
     Raises:
         InputError: a file cannot be written.

@@ -1,7 +1,7 @@
-"""What a run's files say of it, as a model card: Markdown with a header that the Hub reads.
+"""The model card of a run: Markdown, with a header for the Hub.
 
-Nothing is claimed that the files do not carry: no numbers that were not measured, no licence that
-nobody gave.
+It claims nothing that is not in the run's files: no numbers that were not measured, and no licence
+that nobody gave.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from sharing import references
 from sharing.naming import LOCAL, data_in_words, without_folders
 from utils import InputError, damage_in_words, program
 
-ROUNDED = 4  # digits behind the point, as in the tables of evaluate.py
+ROUNDED = 4  # decimals, as in the tables of evaluate.py
 IN_WORDS = {"imagenet": "its pretrained weights", "none": "random weights"}
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a card is written from.
+    """The contents of a card.
 
     Attributes:
-        name: what the model is called. record: the run. model: its network.
-        licence: of the weights, as whoever shares them says; None where they have not.
-        intervals: evaluation → metric → [low, high], where evaluate.py has measured them.
-        source: what `load_run` is to be given, such as `hf:USER/NAME`.
+        name: of the model. record: the run. model: its network.
+        source: the argument of `load_run` that loads the model, such as `hf:USER/NAME`.
+        licence: of the weights, given by the person who shares them; None if it is not given.
+        intervals: evaluation → metric → [low, high], if evaluate.py has measured them.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Card:
 
     @property
     def data(self) -> str:
-        """The data set, by its last name: no folder of this machine."""
+        """The data set's name, without folders of this machine."""
         return data_in_words(str(self.record.args["dataset"]))
 
     def text(self) -> str:
@@ -85,7 +85,7 @@ class Card:
         return yaml.safe_dump(self.header(), sort_keys=False, allow_unicode=True, width=1000)
 
     def header(self) -> dict[str, Any]:
-        """The header's entries, as the Hub names them."""
+        """The header's entries, by the Hub's names."""
         backbone = net.find_backbone(self.record.options.model)
         started = self.record.options.pretrained == "imagenet"
         found: dict[str, Any] = {"license": self.licence} if self.licence else {}
@@ -113,14 +113,14 @@ class Card:
         ]
 
     def _split(self, title: str, brief: bool = False) -> str:
-        """What an evaluation was of, in a sentence, or in brief."""
+        """The images of an evaluation, as part of a sentence, or in brief."""
         if title.removesuffix(meanings.RAW) == meanings.VALIDATION:
             held_out = "classes held out of the training split"
             return f"{self.data}, {held_out}" if brief else f"{held_out} of {self.data}"
         name = data_in_words(title)
         return f"{name}, evaluation split" if brief else f"the evaluation split of {name}"
 
-    # -- what it is, and how to use it
+    # -- description and use
 
     def _what(self) -> str:
         network, size = self.model.network, self.model.viewing.image_size
@@ -323,8 +323,8 @@ def card_of(
         folder: of the run. numbers: a file of `evaluate.py --bootstrap N --json FILE`.
 
     Raises:
-        InputError: the folder is no run's, or the run was not evaluated; or `numbers` is no such
-            file, or is about something else.
+        InputError: the folder is not a run's, or the run was not evaluated; or `numbers` is not
+            such a file, or is about another network.
     """
     record = records.read(folder)
     if not record.results:
@@ -337,7 +337,7 @@ def card_of(
 
 
 def check_measured(opened: Opened) -> None:
-    """Raises InputError where the numbers of its run are not those of an open network."""
+    """Raises InputError if the metrics of its run were measured with other weights than these."""
     best = RunFolder(opened.path.parent).best_checkpoint()
     if opened.weights == "raw":
         which, other, remedy = "the mean of its weights", "the raw ones", "leave out --weights raw"
@@ -354,7 +354,7 @@ def check_measured(opened: Opened) -> None:
 def read_intervals(
     file: Path, results: Mapping[str, Numbers]
 ) -> dict[str, Mapping[str, Sequence[float]]]:
-    """The 95 % intervals that a file of evaluate.py has, by evaluation and metric.
+    """The 95 % intervals in a file of evaluate.py, by evaluation and metric.
 
     Raises:
         InputError: it cannot be read, has none, or its metrics are not the run's.
@@ -374,7 +374,7 @@ def read_intervals(
 
 
 def _check_numbers(entry: Mapping[str, Any], own: Numbers, file: Path) -> None:
-    """Raises InputError where an evaluation's metrics are not those that the run has reached."""
+    """Raises InputError if an evaluation's metrics differ from the run's."""
     for name in sorted({"R@1", *entry["interval_95"]} & {"R@1", *own}):
         there, here = entry[name], own.get(name, math.nan)
         if not math.isclose(there, here, abs_tol=1e-3):
@@ -402,7 +402,7 @@ def _percent(share: float) -> str:
 
 
 def _interval(values: Sequence[float | None] | None) -> str:
-    if not values or None in values:  # of one class there is none
+    if not values or None in values:  # with one class there is no interval
         return "not measured"
     return f"{values[0]:.{ROUNDED}f} to {values[1]:.{ROUNDED}f}"
 

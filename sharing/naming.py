@@ -1,4 +1,4 @@
-"""A run as others may see it: no folder of the machine that it ran on."""
+"""Options and data sets of a run without the folders of the machine that it ran on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def without_folders(args: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def named_by_data(content: Any) -> Any:
-    """What JSON holds, with own data sets called by `data_in_words` wherever they are named."""
+    """Values of JSON in which all names of data sets are replaced by `data_in_words`."""
     if isinstance(content, dict):
         return {named_by_data(name): named_by_data(value) for name, value in content.items()}
     if isinstance(content, list | tuple):
@@ -34,6 +34,6 @@ def _without_folder(name: str, value: Any) -> Any:
 
 
 def data_in_words(name: str) -> str:
-    """`folder:/home/me/photos` → `folder:photos`; other names as they are."""
+    """`folder:/home/me/photos` → `folder:photos`; other names are unchanged."""
     kind, _, path = name.partition(":")
     return f"{kind}:{Path(path).name}" if kind.lower() in ("folder", "csv") else name

@@ -1,9 +1,9 @@
-"""The papers behind the losses, methods, networks and data sets, and which of them a run used.
+"""The papers behind losses, methods, networks and data sets, and those that a run is based on.
 
     python -m sharing.references > docs/references.md
 
-references.bib beside this file is where their facts stand; here stands what each is for. A loss or
-a method that comes new costs its entry there and a name here.
+The papers are in references.bib beside this file; the tables here say what each is for. A new loss
+or method needs an entry there and a line here.
 """
 
 from __future__ import annotations
@@ -68,10 +68,10 @@ METHODS = {
     "memory": ("a memory of earlier batches", ("wang2020cross",)),
     "matryoshka": ("Matryoshka embeddings", ("kusupati2022matryoshka",)),
 }
-"""`Method.name` of what is added to a loss → what the page calls it, and its papers."""
+"""`Method.name` of methods that are added to a loss → name on the page, and papers."""
 
 WITHOUT = ("proxies", "amloss", "l2", "warmup", "pairs")
-"""The methods that come with a loss, or are nobody's in particular."""
+"""Methods without a paper of their own: they belong to a loss, or are common knowledge."""
 
 NETWORKS = {
     "bn_inception": "ioffe2015batch",
@@ -83,7 +83,7 @@ NETWORKS = {
 """Family of backbones → its paper."""
 
 PEFT = {"lora": "hu2022lora", "prompts": "jia2022visual", "bitfit": "benzaken2022bitfit"}
-"""What trains beside a resting backbone → its paper."""
+"""Part that is trained beside a frozen backbone → its paper."""
 
 DATA = {
     "cub": "wah2011caltech",
@@ -105,7 +105,7 @@ OTHERS = {
     "whitening": "jegou2012negative",
     "k-reciprocal re-ranking": "zhong2017re",
 }
-"""What else is used → its paper."""
+"""Other things that are used → their papers."""
 
 
 # --- one paper ------------------------------------------------------------------------------------
@@ -113,7 +113,7 @@ OTHERS = {
 
 @dataclass(frozen=True)
 class Reference:
-    """A paper: its key, its BibTeX entry as it stands in the file, and the entry's fields."""
+    """A paper: its key, its BibTeX entry as in the file, and the entry's fields."""
 
     key: str
     bibtex: str
@@ -163,9 +163,9 @@ def _plain(text: str) -> str:
 
 
 def of_run(options: argparse.Namespace) -> list[Reference]:
-    """What a run with these options is based on: loss, methods, network and data.
+    """The papers behind a run with these options: of its loss, methods, network and data.
 
-    What has no paper here, such as a loss of one's own, adds none.
+    Parts without a paper here, such as the user's own loss, are left out.
     """
     keys = [LIBRARY_OF_LOSSES if options.loss.startswith(LIBRARY) else LOSSES.get(options.loss)]
     for method in methods.wanted(options):
@@ -184,7 +184,7 @@ def _family(model: str) -> str | None:
 
 
 def page() -> str:
-    """docs/references.md."""
+    """The text of docs/references.md."""
     sections = {
         "Losses": ((f"`--loss {name}`", (key,)) for name, key in LOSSES.items()),
         "Methods that are added to a loss": METHODS.values(),
@@ -208,7 +208,7 @@ def page() -> str:
 
 
 def _list(rows: Iterable[tuple[str, Iterable[str]]]) -> str:
-    """A line for each paper, with what it is for."""
+    """A line for each paper, which begins with the things that it is for."""
     used: dict[str, list[str]] = {}
     for name, keys in rows:
         for key in keys:
@@ -225,8 +225,8 @@ HEAD = """
 # References
 
 The papers behind what is here; the model card of a run (`python -m net export RUN --card FILE`)
-cites those that the run used. The facts stand in `sharing/references.bib`; this page is made from
-it by `python -m sharing.references > docs/references.md`. Where no link stands, none could be
+cites those that the run used. This page is made from `sharing/references.bib` by
+`python -m sharing.references > docs/references.md`. A title without a link has none that could be
 confirmed.
 """
 
