@@ -32,7 +32,6 @@ from utils import InputError, damage_in_words
 
 if TYPE_CHECKING:
     import optuna
-    from optuna.storages.journal import JournalFileSymlinkLock
 
 STARTUP = 4
 """Trials of a method that must be complete before others are compared with them."""
@@ -288,12 +287,9 @@ class Ledger:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         logging.getLogger("optuna").setLevel(logging.ERROR)
         if self._storage is None:
-            from optuna.storages import JournalStorage
-            from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+            from studies.journal import storage_in
 
-            lock = JournalFileSymlinkLock(str(journal))
-            _take_off_cut_line(journal, lock)
-            self._storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
+            self._storage = storage_in(journal)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that the journal is experimental
             if name in optuna.get_all_study_names(self._storage):
@@ -413,26 +409,6 @@ class Ledger:
     def is_finished(self) -> bool:
         """Whether all work is done."""
         return next(self._open(), None) is None
-
-
-def _take_off_cut_line(journal: Path, lock: JournalFileSymlinkLock) -> None:
-    """Removes an incomplete last line, which a full disk leaves behind.
-
-    Readers ignore it, but the next line would be appended to it, and then nothing could be read.
-    """
-    if not journal.is_file() or _whole_lines(journal.read_bytes()) == journal.stat().st_size:
-        return
-    lock.acquire()  # otherwise another process may just be writing the line
-    try:
-        with journal.open("r+b") as file:
-            file.truncate(_whole_lines(file.read()))
-    finally:
-        lock.release()
-
-
-def _whole_lines(content: bytes) -> int:
-    """The number of bytes up to the end of the last complete line."""
-    return content.rfind(b"\n") + 1
 
 
 def run_again(path: Path) -> str:

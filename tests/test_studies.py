@@ -448,13 +448,14 @@ def test_a_last_line_that_a_full_disk_has_cut_off_is_taken_away(ledger):
     do_trial(ledger, ledger.next())
     before = [ledger.trials(one) for one in ledger.plan.entrants]
     journal = ledger.folder / "trials.log"
-    whole = journal.read_bytes()
-    journal.write_bytes(whole + whole.splitlines()[-1][:30])
-    again = Ledger(ledger.plan)
-    assert [again.trials(one) for one in again.plan.entrants] == before
-    assert journal.read_bytes() == whole, "looking at a study adds nothing"
-    do_trial(again, again.next())
-    assert sum(len(Ledger(ledger.plan).trials(one)) for one in ledger.plan.entrants) == 2
+    cut = journal.read_bytes() + journal.read_bytes().splitlines()[-1][:30]
+    for worker in (Ledger(ledger.plan), ledger):  # one that comes later, one that was at work
+        journal.write_bytes(cut)
+        assert [worker.trials(one) for one in worker.plan.entrants] == before
+        assert journal.read_bytes() == cut, "looking at a study changes nothing"
+        do_trial(worker, worker.next())
+        again = Ledger(ledger.plan)
+        assert sum(len(again.trials(one)) for one in ledger.plan.entrants) == 2
 
 
 @pytest.mark.parametrize(
