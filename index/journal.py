@@ -266,19 +266,18 @@ class Writer:
         Raises:
             MachineError: it cannot be written; the index is unchanged.
         """
+        marked = False
         try:
             end = self._write_record(content, arrays)
             os.fsync(self._file.fileno())
+            marked = True
             self._write_mark(Mark(end, self.mark.records + 1))
         except OSError as error:
             with contextlib.suppress(OSError):
-                self._file.truncate(self.mark.end)
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            raise MachineError(
-                f"cannot write {self.path}: {error.strerror or error}; "
-                + ("free some space" if full else "repair its disk")
-                + " and run the same command again (what it held before is unharmed)"
-            ) from error
+                if marked:  # the mark may have arrived, although the disk says that it failed
+                    self._write_mark(self.mark)
+                self._file.truncate(self.mark.end)  # last: no mark may count what is gone
+            raise _not_written(self.path, error) from error
 
     def _write_record(self, content: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> int:
         """Writes a record after the mark, where nobody reads yet; returns its end."""
@@ -307,6 +306,15 @@ class Writer:
         self._write(0, packed(mark))
         os.fsync(self._file.fileno())
         self.mark = mark
+
+
+def _not_written(path: Path, error: OSError) -> MachineError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return MachineError(
+        f"cannot write {path}: {error.strerror or error}; "
+        + ("free some space" if full else "see to its disk")
+        + " and run the same command again (what it held before is unharmed)"
+    )
 
 
 def packed(mark: Mark, version: int = VERSION) -> bytes:
@@ -360,10 +368,23 @@ def writing_anew(path: Path) -> Iterator[Writer]:
     try:
         with writing(part) as writer:
             yield writer
-        part.replace(path)
+        put_in_place(part, path)
     except BaseException:
-        part.unlink(missing_ok=True)  # the disk may be full
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)  # a disk that is full needs the room
         raise
+
+
+def put_in_place(part: Path, path: Path) -> None:
+    """Lets a file that is complete take the place of the index or graph at `path`.
+
+    Raises:
+        MachineError: the disk does not; both are as they were.
+    """
+    try:
+        part.replace(path)
+    except OSError as error:
+        raise _not_written(path, error) from error
 
 
 @contextlib.contextmanager

@@ -81,8 +81,8 @@ def build(
         if not len(adding.index):
             part.unlink()
             raise InputError("none of the images could be read, so there is nothing to search in")
-        part.replace(path)
-        graph.discard(path)  # the graph of an index that was here before
+        journal.put_in_place(part, path)
+        graph.discard(path)  # of an index that stood here before
     return outcome
 
 

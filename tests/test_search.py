@@ -900,6 +900,51 @@ def test_a_full_disk_leaves_the_index_as_it_was(
     assert len(Index.open(path)) == 15
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_disk_that_fails_at_the_mark_leaves_the_index_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: bool
+) -> None:
+    """The mark may have arrived all the same, and can perhaps not be put back."""
+    path = filled(tmp_path / "i", unit(10))
+    before, sync, calls = path.read_bytes(), os.fsync, []
+
+    def failing(number: int) -> None:
+        calls.append(number)
+        if len(calls) == 2 or (len(calls) > 2 and not kept):
+            raise OSError(5, "Input/output error")
+        sync(number)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(InputError, match="Input/output error; see to its disk"):
+        with journal.writing(path) as writer:
+            put(writer, unit(10), 10)
+    monkeypatch.undo()
+    Index.open(path).check()
+    assert path.read_bytes()[: len(before)] == before
+    assert len(Index.open(path)) == 10 and (not kept or path.read_bytes() == before)
+    with journal.writing(path) as writer:
+        put(writer, unit(5), 10)
+    assert len(Index.open(path)) == 15
+
+
+def test_an_index_that_cannot_take_its_place_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = filled(tmp_path / "i", unit(10))
+    removed(path, [1])
+    before, replace = path.read_bytes(), Path.replace
+
+    def failing(this: Path, other: Path) -> None:
+        if other == path:
+            raise OSError(5, "Input/output error")
+        replace(this, other)
+
+    monkeypatch.setattr(Path, "replace", failing)
+    with pytest.raises(InputError, match="what it held before is unharmed"):
+        making.compact(path)
+    assert path.read_bytes() == before and [each.name for each in tmp_path.iterdir()] == ["i"]
+
+
 def test_an_index_that_is_not_written_anew_leaves_nothing_on_a_full_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
