@@ -232,7 +232,7 @@ def fit(training: Training, keeper: Keeper, signals: Signals, row: MetricsRow | 
             raise Interrupted(signals.requested)
         if training.finished:
             if row is not None:
-                keeper.save()  # with this evaluation's results: a longer run continues from here
+                keeper.save_end()
             return
         epoch = training.clock.epoch + 1
         try:

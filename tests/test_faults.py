@@ -900,6 +900,32 @@ def test_a_run_goes_on_where_no_checkpoint_can_be_made(images, tmp_path, monkeyp
     assert len(untimed_rows(tmp_path / "run")) == 2
 
 
+@pytest.mark.parametrize("file", ["data_resnet10_best.pth", "metrics.csv", "margins.csv"])
+def test_what_the_last_evaluation_could_not_write_is_made_by_continuing(
+    file, images, tmp_path, monkeypatch, capsys
+) -> None:
+    flags = "--loss AMLoss --warm 0 --epochs 1 --resume auto"
+    whole = tiny.run(images, tmp_path, "whole", flags)
+    made = writing._locked_temporary
+
+    def full(path):
+        if path.name == file.replace("data", images.name):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return made(path)
+
+    monkeypatch.setattr(writing, "_locked_temporary", full)
+    with pytest.raises(InputError, match=f"cannot write .*{file.removeprefix('data')}"):
+        tiny.run(images, tmp_path, "run", flags)
+    run = tmp_path / "run"
+    assert f"made by:\n  python train.py --resume-run {run}\n" in capsys.readouterr().out
+    monkeypatch.undo()
+    tiny.run(images, tmp_path, "run", flags)
+    assert same(tiny.saved(run, "best")["model_state_dict"], weights(whole))
+    assert same(weights(run), weights(whole)) and untimed_rows(run) == untimed_rows(whole)
+    for name in ("results.json", "margins.csv"):
+        assert (run / name).read_text() == (whole / name).read_text()
+
+
 def test_an_older_checkpoint_that_cannot_be_kept_ends_no_run(
     images, tmp_path, monkeypatch, caplog
 ) -> None:

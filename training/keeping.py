@@ -33,6 +33,9 @@ from utils import InputError, human_seconds, program
 
 logger = logging.getLogger("train")
 
+LAST = "the last checkpoint"
+"""What `RunFolder.trouble` calls it."""
+
 
 class Keeper:
     """Writes a run into its folder, prints its progress and sends it to the trackers.
@@ -67,8 +70,20 @@ class Keeper:
         """Writes last.pth; a run that continues from it completes the `row` of metrics.csv."""
         state = {**self.training.state(), "row": row, "wandb_id": self.tracker.run_id}
         state["images"] = self.run.images
-        with self.run.forgiving("the last checkpoint"):
+        with self.run.forgiving(LAST):
             self.run.save_last(state, self.kept)
+
+    def save_end(self) -> None:
+        """Replaces last.pth by one with the last evaluation's results, for a run that gets longer.
+
+        Where that evaluation could not be kept, it stays: a run that continues repeats it.
+        """
+        if self._evaluation_is_kept():
+            self.save()
+
+    def _evaluation_is_kept(self) -> bool:
+        """Whether all is written that an evaluation makes: checkpoint, row, learned values."""
+        return processes.from_main(lambda: self.run.trouble.keys() <= {LAST})
 
     def complete(self, row: MetricsRow, results: Sequence[Result] | None) -> None:
         """Adds the results of an evaluation, if there was one, then writes and prints the row."""
@@ -197,13 +212,17 @@ class Keeper:
         """Prints the results of a run, and writes its page.
 
         Raises:
-            InputError: some file of the run could not be written, even in the end.
+            InputError: some file of the run could not be written, even in the end. Unless it is
+                an older checkpoint, the run is not finished, and makes up for it if it continues.
         """
         self.training.give_back()  # the page needs memory beside this network
         if processes.from_main(lambda: "the best checkpoint" not in self.run.trouble):
             self._say_results(look_at_test)
             if page:
                 self._write_page()
+        if not self._evaluation_is_kept():
+            path = as_shell(self.run.path)
+            say(f"what could not be written is made by:\n  {program('train')} --resume-run {path}")
         for error in self.run.trouble.values():
             raise error
 
@@ -231,16 +250,16 @@ class Keeper:
         checkpoint = processes.from_main(run.load_best)
         say(fitted(f"\n{self._picked(look_at_test)}"))
         results, verified = self._final_results(checkpoint, look_at_test)
-        run.write_results(
-            {
-                "best_epoch": training.clock.best_epoch,
-                "picked_on": "nothing: evaluated once"
-                if self._evaluated_once
-                else training.data.picked_on,
-                "results": {result.title: result.numbers for result in results},
-                **_verification(verified),
-            }
-        )
+        found = {
+            "best_epoch": training.clock.best_epoch,
+            "picked_on": "nothing: evaluated once"
+            if self._evaluated_once
+            else training.data.picked_on,
+            "results": {result.title: result.numbers for result in results},
+            **_verification(verified),
+        }
+        if self._evaluation_is_kept():  # this file says that the run is finished
+            run.write_results(found)
         say(table(results))
         print_doubts(results)
         print_thresholds(verified[:1])
