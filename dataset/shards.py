@@ -7,7 +7,6 @@ not disturbed by one that adds images.
 
 from __future__ import annotations
 
-import contextlib
 import secrets
 import zlib
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from dataset.transforms import with_short_side
 from machine import cores
 from storage import load_arrays, save_arrays, write_atomically
 from terminal import notice_if_slow
-from utils import InputError
+from utils import DamagedError, InputError
 
 
 class Shard(NamedTuple):
@@ -90,9 +89,14 @@ def shards_in(folder: Path) -> list[Shard]:
     """The finished shards of a folder; those with a damaged list are left out."""
     found = []
     for listing in sorted(folder.glob("*.npz")):
-        with contextlib.suppress(OSError):  # another run has just removed it
+        try:
             status = listing.stat()
             found.append(_load(listing, status.st_ino, status.st_mtime_ns))
+        except (OSError, InputError):
+            # A shard that cannot be read just now is whole: it is not to be made, or removed.
+            if listing.exists():
+                raise
+            # Another run has just removed it.
     return [shard for shard in found if shard is not None]
 
 
@@ -105,7 +109,7 @@ def _load(listing: Path, _number: int, _time: int) -> Shard | None:
     try:
         parts = load_arrays(listing, "cache")
         versions, shapes, checksum = (parts[name] for name in ("versions", "shapes", "checksum"))
-    except (OSError, KeyError, InputError):
+    except (KeyError, DamagedError):
         return None
     fits = versions.dtype == VERSION and shapes.shape == (len(versions), 2)
     if not fits or shapes.dtype.kind not in "iu" or (shapes < 0).any():
@@ -155,7 +159,7 @@ def damaged(shards: Sequence[Shard]) -> list[Shard]:
             name = (str(shard.path), status.st_ino, status.st_mtime_ns, shard.checksum)
             if name not in _verified and zlib.crc32(shard.map()) == shard.checksum:
                 _verified.add(name)
-        except (OSError, ValueError):  # it is gone, or empty
+        except (FileNotFoundError, ValueError):  # it is gone, or empty
             return False
         return name in _verified
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import itertools
 import logging
@@ -59,7 +60,7 @@ from dataset.transforms import (
 )
 from dataset.waiting import waiting_on
 from net import INPUTS
-from utils import InputError
+from utils import InputError, sentence_errors
 
 CPU = torch.device("cpu")
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -1137,6 +1138,38 @@ def test_a_run_goes_on_while_another_changes_its_cache(tmp_path, small_shards, m
         Path(path).unlink()
     for index in (0, 9, 13, 4):  # its shards were open when they were removed
         np.testing.assert_array_equal(mapped.read(index), expected[index])
+
+
+@pytest.mark.parametrize(
+    ("of", "name", "number", "words"),
+    [
+        (Path, "open", errno.EIO, "cannot be read"),
+        (np, "memmap", errno.EMFILE, "may not open more files"),
+        (np, "memmap", errno.ENOMEM, "memory is full"),
+    ],
+)
+def test_a_cache_that_cannot_be_read_just_now_stays(
+    tmp_path, small_shards, monkeypatch, capsys, of, name, number, words
+):
+    """Neither a limit on open files nor a disk that fails says that a shard is damaged."""
+    images = write_photographs(tmp_path / "images", 6)
+    open_cache(images, 56, tmp_path / "cache")
+    before = files_of(tmp_path / "cache")
+    usual = getattr(of, name)
+
+    def failing(path, *more, **how):
+        if path.suffix in (".npz", ".pixels"):
+            raise OSError(number, os.strerror(number))
+        return usual(path, *more, **how)
+
+    monkeypatch.setattr(of, name, failing)
+    shards._load.cache_clear()
+    shards._verified.clear()
+    with pytest.raises(SystemExit), sentence_errors():
+        open_cache(images, 56, tmp_path / "cache")
+    assert words in " ".join(capsys.readouterr().err.split())
+    monkeypatch.undo()
+    assert files_of(tmp_path / "cache") == before
 
 
 def test_a_file_that_changes_while_it_is_cached_is_named(tmp_path, monkeypatch):
