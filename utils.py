@@ -61,14 +61,14 @@ def sentence_errors() -> Iterator[None]:
     except InputError as error:
         _end(error)
     except (OSError, RuntimeError, MemoryError) as error:
-        if (meant := _in_words(error)) is None:
+        if (meant := in_words(error)) is None:
             raise
         # Half-initialised objects would each print one more error when they are deleted.
         sys.unraisablehook = lambda _: None
         _end(meant)
 
 
-def _in_words(error: BaseException) -> InputError | None:
+def in_words(error: BaseException) -> InputError | None:
     """An error of the operating system as a sentence for the user; None if it is not known here."""
     number = error.errno if isinstance(error, OSError) else None
     if number == errno.ENAMETOOLONG:
@@ -91,7 +91,20 @@ def _in_words(error: BaseException) -> InputError | None:
             f"this machine's memory is full ({first_line(error)}); end what else uses it, or use a "
             "smaller batch or fewer --workers"
         )
+    if number in _DISK_TROUBLES:
+        place = f"{error.filename} cannot" if error.filename else "a file could not"
+        return MachineError(
+            f"{place} be read or written ({error.strerror}); see to the disk and its permissions, "
+            "and start again"
+        )
     return None
+
+
+_DISK_TROUBLES = (
+    *(errno.EIO, errno.EROFS, errno.ESTALE, errno.EACCES, errno.EPERM),
+    *(errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.ENODEV, errno.ENXIO),
+)
+"""What a disk says that fails, is taken away or is kept from us; one over a network too."""
 
 
 ROOM_ON_A_GPU = (
@@ -128,19 +141,23 @@ _FULL_GPU = re.compile("CUDA out of memory|CUDA error: out of memory|STATUS_ALLO
 def damage_in_words(what: str, advice: str) -> Iterator[None]:
     """Turns any error that occurs while a file is read into a `DamagedError`.
 
-    Libraries report damage through dozens of unrelated types, and each version through others.
+    Libraries report damage through dozens of unrelated types, and each version through others. A
+    disk that fails is another matter: on a better day the file may be read.
 
     Args:
         what: names the file. advice: what to do about it.
 
     Raises:
-        DamagedError: for every Exception other than an `InputError`.
+        DamagedError: for every other Exception that is not an `InputError`.
+        MachineError: for an error of the operating system.
     """
     try:
         yield
     except InputError:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and (meant := in_words(error)):
+            raise meant from error
         raise DamagedError(
             f"{what} is damaged, or not such a file ({first_line(error)}); {advice}"
         ) from error

@@ -273,8 +273,11 @@ def unpack(archive: Path, folder: str, root: Path) -> Path:
             archive is damaged or holds no such folder; the disk is full.
     """
     target = root / folder
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder}.", suffix=".unpacking", dir=root))
+    temporary = root / f".{folder}.unpacking"
     try:
+        if temporary.exists():  # a process that was killed has left it
+            shutil.rmtree(temporary)
+        temporary.mkdir()
         with notice_if_slow(f"unpacking {archive.name}"):
             for entry in _entries(archive):
                 _write(entry, temporary)

@@ -26,7 +26,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from dataset.decoding import need_file, reason
-from storage import digest, held, write_atomically
+from storage import digest, held, remove_left_over, write_atomically
 from utils import DamagedError, InputError, MachineError
 
 MAGIC, VERSION = b"ANCHORIX", 1
@@ -336,6 +336,7 @@ def create(path: Path, like: Path | None = None) -> None:
         raise InputError(
             f"{path} is in the way of an index that is being made, and is not one; move it away"
         )
+    remove_left_over(path.parent, path.name)
     first = packed(Mark(ALIGNMENT, 0)).ljust(ALIGNMENT, b"\0")
     write_atomically(path, lambda file: file.write(first), like)
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from storage.archives import opened, write_archive
 from storage.text import as_json
 from storage.writing import write_content
-from utils import DamagedError, InputError, first_line, installing
+from utils import DamagedError, InputError, first_line, in_words, installing
 
 if TYPE_CHECKING:
     import torch
@@ -61,6 +61,8 @@ def load_tensors(path: Path, what: str = "checkpoint") -> dict:
         except InputError:
             raise
         except Exception as error:  # torch reports damage through a dozen unrelated types
+            if isinstance(error, OSError) and (meant := in_words(error)):
+                raise meant from error
             raise DamagedError(
                 f"{what} {path} cannot be read safely as tensors{_why_not(error)}"
             ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import secrets
 import stat
@@ -44,7 +45,8 @@ def write_atomically(
             temporary.replace(path)
     except BaseException as error:
         if temporary is not None:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the disk may take nothing at all any more
+                temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise MachineError(
                 f"cannot write {path}: {error.strerror or error}; "
@@ -72,9 +74,13 @@ def _keep_mode(before: Path, file: BinaryIO) -> None:
             os.fchmod(file.fileno(), wanted)
 
 
-def remove_left_over(folder: Path) -> None:
-    """Removes the temporary files of killed processes; those still in use are locked, and stay."""
-    for path in folder.glob(".*.tmp"):
+def remove_left_over(folder: Path, name: str | None = None) -> None:
+    """Removes the temporary files of killed processes; those still in use are locked, and stay.
+
+    Args:
+        name: the file that they were to become; None: any file in the folder.
+    """
+    for path in folder.glob(f".{'*' if name is None else glob.escape(name)}.*.tmp"):
         with contextlib.suppress(OSError), path.open("r+b") as file:
             if lock(file, path, quiet=True):
                 path.unlink()
@@ -88,6 +94,8 @@ def write_content(path: Path, content: bytes | str) -> None:
 
 def check_outputs(asked: Mapping[str, str | Path | None], kept: Iterable[str | Path] = ()) -> None:
     """Checks, before the work begins, that the files that flags name can be written.
+
+    What killed commands have left of the same files is removed.
 
     Args:
         asked: flag → file; None if the flag is not given.
@@ -119,6 +127,7 @@ def check_outputs(asked: Mapping[str, str | Path | None], kept: Iterable[str | P
             raise InputError(
                 f"{flag}: {path} cannot be written ({error.strerror}); choose another folder"
             ) from error
+        remove_left_over(path.parent, path.name)
 
 
 def followed(path: Path) -> Path:

@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from storage import lock, write_json
+from storage import lock, remove_left_over, write_json
 from studies.plan import Entrant, Plan, settings_of
 from utils import InputError, damage_in_words
 
@@ -136,6 +136,8 @@ class Ledger:
             known = (self.kept_plan() or {"methods": {}})["methods"]
             content["methods"] = known | content["methods"]  # a method left out now may come back
             write_json(self.folder / "plan.json", content)
+            for folder in (self.folder, *(self.folder / one.folder for one in self.plan.entrants)):
+                remove_left_over(folder)
             self._try_again()
 
     def _try_again(self) -> None:

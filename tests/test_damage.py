@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -20,8 +21,16 @@ from conftest import ROOT, run_python
 import runs
 from page import records
 from runs import checkpoints, tables
-from storage import digest, load_arrays, load_tensors, save_arrays, save_tensors, write_atomically
-from utils import DamagedError, InputError
+from storage import (
+    digest,
+    load_arrays,
+    load_tensors,
+    save_arrays,
+    save_tensors,
+    write_atomically,
+    write_content,
+)
+from utils import DamagedError, InputError, MachineError
 
 CHANGED = r"is not as (it was|the run) wr"
 
@@ -47,6 +56,39 @@ def save_small(path: Path) -> None:
         save_tensors(path, {"a": torch.arange(6.0), "args": {"seed": 1}})
     else:
         save_arrays(path, {"a": np.arange(6.0), "names": np.array(["x", "yz"])}, small=True)
+
+
+@pytest.mark.parametrize("name", ["small.pth", "small.npz"])
+def test_a_disk_that_fails_does_not_make_a_file_damaged(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / name
+    save_small(path)
+
+    def failing(*_: object, **__: object) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(torch, "load", failing)
+    monkeypatch.setattr(np, "load", failing)
+    with pytest.raises(MachineError, match=r"could not be read or written \(Stale file handle\)"):
+        (load_tensors if name.endswith("pth") else load_arrays)(path, "it")
+
+
+def test_a_file_stays_as_it_was_on_a_disk_that_takes_nothing_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the system has made it read-only: a run goes on without its files."""
+    write_content(tmp_path / "file", "before")
+
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", read_only)
+        patch.setattr(Path, "unlink", read_only)
+        with pytest.raises(MachineError, match=r"cannot write .*: Read-only file system"):
+            write_content(tmp_path / "file", "after")
+    assert (tmp_path / "file").read_text() == "before"
 
 
 @pytest.mark.parametrize("name", ["small.pth", "small.npz"])

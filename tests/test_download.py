@@ -190,6 +190,7 @@ def zip_of(files: dict[str, bytes], *extra: zipfile.ZipInfo) -> bytes:
 @pytest.mark.parametrize("make", [tar_of, zip_of])
 def test_a_sound_archive_is_unpacked_whole(make: object, tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(make(GOOD))
+    (tmp_path / ".Birds.unpacking" / "Birds" / "images").mkdir(parents=True)  # of a killed process
     unpack(tmp_path / "a", "Birds", tmp_path)
     assert (tmp_path / "Birds" / "images" / "001.A" / "a 1.jpg").read_bytes() == b"one"
     assert (tmp_path / "Birds" / "images.txt").read_bytes() == b"two"

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
+from conftest import ROOT
 
 import evaluate
 import options
 import report
 from evaluation.networks import all_checkpoint_files
 from net.__main__ import main as export
+from storage import write_atomically
 from utils import InputError
 
 
@@ -72,6 +77,22 @@ def test_what_is_read_is_not_written_over(
 def test_two_outputs_are_two_files(run: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--csv and --latex both name"):
         reported("--compare", run, "--csv", tmp_path / "x", "--latex", tmp_path / "x")
+
+
+def test_what_a_killed_command_has_left_of_an_output_is_removed(run: Path) -> None:
+    left = [run / ".e[1].npz.0a1b2c3d.tmp", run / ".e.npz.0a1b2c3d.tmp"]
+    for file in left:
+        file.write_bytes(b"half")
+
+    def write(file: BinaryIO) -> None:  # another process, which is not killed
+        being_written = {path.name for path in run.glob(".mine.csv.*.tmp")}
+        code = "import sys, storage; storage.check_outputs({'--csv': sys.argv[1]})"
+        subprocess.run([sys.executable, "-c", code, run / "mine.csv"], cwd=ROOT, check=True)
+        assert being_written == {path.name for path in run.glob(".mine.csv.*.tmp")} != set()
+
+    write_atomically(run / "mine.csv", write)
+    evaluated("--resume", run / "emoji_resnet18_best.pth", "--export", run / "e[1].npz")
+    assert [file.exists() for file in left] == [False, True]
 
 
 def test_other_files_may_be_replaced(run: Path) -> None:

@@ -915,9 +915,9 @@ def test_a_disk_that_fails_at_the_mark_leaves_the_index_whole(
         sync(number)
 
     monkeypatch.setattr(os, "fsync", failing)
-    with pytest.raises(InputError, match="Input/output error; see to its disk"):
-        with journal.writing(path) as writer:
-            put(writer, unit(10), 10)
+    failed = pytest.raises(InputError, match="Input/output error; see to its disk")
+    with journal.writing(path) as writer, failed:
+        put(writer, unit(10), 10)
     monkeypatch.undo()
     Index.open(path).check()
     assert path.read_bytes()[: len(before)] == before
