@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from processes import main_only
 from runs.checkpoints import BASE, FORMAT, Checkpoint, load_checkpoint
 from runs.names import data_name, file_name_part, home_logs
-from runs.tables import ClassHistory, MetricsTable, TextFiles
+from runs.tables import ClassHistory, MetricsTable, TextFiles, need_folder
 from storage import (
     HeldError,
     as_json,
@@ -304,6 +304,7 @@ class RunFolder:
             state: a checkpoint with `clock`. keep: the number of the latest checkpoints that are
                 also kept as step_<step>.pth.
         """
+        need_folder(self.path)
         last = self.path / "last.pth"
         save_tensors(last, {"format": FORMAT, **state})
         if not keep:
@@ -368,24 +369,19 @@ class RunFolder:
         found = sorted(self.path.glob("*_best.pth"), key=lambda path: path.stat().st_mtime_ns)
         return found[-1] if found else None
 
-    def forget_after(self, step: int) -> bool:
-        """Removes the checkpoints of steps after `step`, to which the run has gone back.
-
-        Returns:
-            Whether the best checkpoint was among them.
-        """
+    def forget_after(self, step: int) -> None:
+        """Removes the checkpoints of steps after `step`, to which the run has gone back."""
         for older in self._older():
             if _step_of(older) > step:
                 _remove(older, "is of a later step")
         path = self.best_checkpoint()
-        if path is None or load_checkpoint(path).get("step", 0) <= step:
-            return False
-        _remove(path, "is of a later step")
-        return True
+        if path is not None and load_checkpoint(path).get("step", 0) > step:
+            _remove(path, "is of a later step")
 
     @main_only
     def save_best(self, state: Checkpoint) -> None:
         """Replaces the best checkpoint, atomically."""
+        need_folder(self.path)
         args = state["args"]
         name = f"{data_name(args['dataset'])}_{file_name_part(args['model'])}_best.pth"
         # Older versions named the file otherwise.

@@ -15,12 +15,21 @@ import numpy as np
 
 from processes import main_only
 from storage import as_json, as_table, digest, load_arrays, save_arrays, write_content
-from utils import DamagedError, InputError, damage_in_words
+from utils import DamagedError, InputError, MachineError, damage_in_words
 
 LONGEST_COUNT = 15  # digits of an epoch or step
 
 MetricsRow = dict[str, float | int]
 """A row of metrics.csv: column → number, with `epoch` and `step`."""
+
+
+def need_folder(folder: Path) -> None:
+    """Raises MachineError where a run's folder is gone: one made anew would lack its options."""
+    if not folder.is_dir():
+        raise MachineError(
+            f"the run folder {folder} is not there any more: it was removed or renamed, or its "
+            "disk was taken away; put it back"
+        )
 
 
 class TextFiles:
@@ -45,6 +54,7 @@ class TextFiles:
         Raises:
             InputError: it cannot be written.
         """
+        need_folder(self.folder)
         path, noted = self.folder / name, self._noted()
         with contextlib.suppress(OSError):
             before = path.read_bytes() if before is None else before
@@ -220,6 +230,7 @@ class ClassHistory:
         self._write({k: v if k in fixed else v[kept] for k, v in known.items()})
 
     def _write(self, content: dict[str, np.ndarray]) -> None:
+        need_folder(self.path.parent)
         save_arrays(self.path, content, small=True)
 
 

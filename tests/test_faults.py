@@ -298,6 +298,59 @@ def test_resume_auto_continues_finds_the_end_and_tells_other_runs_apart(
     assert (tmp_path / "run-2").is_dir()
 
 
+def test_a_run_whose_folder_is_moved_away_and_back_ends_like_any_other(
+    images, tmp_path, monkeypatch, caplog
+) -> None:
+    """A folder made anew would lack the options, and nothing in it could be used."""
+    flags, advance, away = "--epochs 4 --seed 4", train.advance, tmp_path / "away"
+    run = tmp_path / "logs" / "run"
+
+    def moving(training, signals):
+        if training.clock.epoch == 1:
+            run.rename(away)
+        elif training.clock.epoch == 3:
+            assert not run.exists()
+            away.rename(run)
+        return advance(training, signals)
+
+    monkeypatch.setattr(train, "advance", moving)
+    tiny.run(images, tmp_path / "logs", "run", flags)
+    assert f"the run folder {run} is not there any more" in caplog.text
+    monkeypatch.undo()
+    whole = tiny.run(images, tmp_path, "whole", flags)
+    assert same(weights(run), weights(whole)) and untimed_rows(run) == untimed_rows(whole)
+    assert (run / "results.json").is_file()
+
+
+def test_a_run_without_its_best_checkpoint_makes_another(images, tmp_path) -> None:
+    """One that went back to an older checkpoint may have been killed after it was removed."""
+    folder = tiny.run(images, tmp_path, "run", "--epochs 1")
+    tiny.best_checkpoint(folder).unlink()
+    state = tiny.saved(folder)
+    state["clock"]["best"] = 1.0
+    save_tensors(folder / "last.pth", state)
+    tiny.resume(folder, "--epochs 2")
+    assert tiny.saved(folder, "best")["epoch"] == 2
+
+
+def test_a_longer_run_that_is_killed_as_it_begins_is_not_finished(
+    images, tmp_path, monkeypatch
+) -> None:
+    folder = tiny.run(images, tmp_path, "run", "--epochs 1 --resume auto")
+    change = RunFolder.change_args
+
+    def killed(self, *how):
+        change(self, *how)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunFolder, "change_args", killed)
+    with pytest.raises(KeyboardInterrupt):
+        tiny.resume(folder, "--epochs 2")
+    monkeypatch.undo()
+    tiny.run(images, tmp_path, "run", "--epochs 2 --resume auto")
+    assert tiny.saved(folder)["clock"]["epoch"] == 2 and len(untimed_rows(folder)) == 2
+
+
 def test_a_run_of_an_older_version_is_found_and_goes_on_as_it_was(images, tmp_path, capsys):
     """Without the flags that came later, and with the defaults of then."""
     words = "--loss TripletLoss --IPC 3 --epochs 2 --lr 1e-2 --resume auto"

@@ -173,11 +173,12 @@ def go_back(run: RunFolder, training: Training, state: Checkpoint) -> None:
     training.load_state(state)
     clock = training.clock
     _check_length(training)
+    if not training.finished:
+        processes.from_main(run.forget_results)  # first: with them the longer run looks finished
     lengthened = partial(options.lengthened, now=training.options)
     processes.from_main(partial(run.change_args, lengthened))
-    if not training.finished:
-        processes.from_main(run.forget_results)
-    if processes.from_main(partial(run.forget_after, clock.step)):
+    processes.from_main(partial(run.forget_after, clock.step))
+    if processes.from_main(run.best_checkpoint) is None:
         clock.best = -1.0  # the next evaluation is the best one there is
     first_to_go = clock.step + (state["row"] is None)
     run.metrics.keep_before(first_to_go)
