@@ -61,7 +61,9 @@ def build(args: argparse.Namespace) -> None:
         args.run, embedder, args.weights, args.index, args.codes, args.whiten
     )
     with going_on():
-        outcome = making.build(args.index, photos, embedder, about, _how(args))
+        outcome = making.build(
+            args.index, photos, embedder, about, _how(args), overwrite=args.overwrite
+        )
     showing.print_outcome(outcome, args.index)
     showing.speed_up(args.index, args.approximate)
     showing.print_next(args.index)

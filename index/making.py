@@ -50,22 +50,25 @@ def build(
     embedder: Embedder,
     about: dict[str, Any],
     how: How = USUAL,
+    *,
+    overwrite: bool = False,
 ) -> Outcome:
     """Makes an index of some images, which is at `path` once it is complete.
 
     Until then it grows in PATH.part, from which an interrupted build continues.
 
     Args:
-        about: the result of `network.description`.
+        about: the result of `network.description`. overwrite: whether to replace an index.
 
     Raises:
-        InputError: see `Adding.run`, or no image could be read.
+        InputError: see `check_place` and `Adding.run`, or no image could be read.
     """
     path = followed(path)
     part = journal.part_of(path)
     with contextlib.suppress(OSError):  # reported by `held`
         path.parent.mkdir(parents=True, exist_ok=True)
     with held(path):
+        check_place(path, overwrite)  # again: another process may have just made one
         if not _goes_on(part, about):
             journal.create(part, like=path)
             with journal.writing(part) as writer:

@@ -1299,6 +1299,16 @@ def made(path: Path, *given: Path) -> adding.Outcome:
     return making.build(path, sources.photos_of(given), None, ABOUT, adding.How(max_bad_images=0.1))
 
 
+def test_a_build_does_not_replace_an_index_that_another_has_just_made(folder: Path) -> None:
+    """It may have been made while this one's network was loaded."""
+    lay(folder / "p", {"1": "a", "2": "b"})
+    made(folder / "i", folder / "p/1.png")
+    before = (folder / "i").read_bytes()
+    with pytest.raises(InputError, match="is there already"):
+        made(folder / "i", folder / "p/2.png")
+    assert (folder / "i").read_bytes() == before
+
+
 def test_a_build_keeps_nothing_of_an_unfinished_one_that_is_not_asked_for(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -1331,6 +1341,7 @@ def test_what_is_no_unfinished_index_stays_where_one_would_grow(
         index.read_bytes()[:-9],
     ):  # another network's; a damaged one
         parts[0].write_bytes(content)
+        (folder / "i").unlink(missing_ok=True)
         assert made(folder / "i", folder / "p").added == len(Index.open(folder / "i")) == 1
 
 
