@@ -13,7 +13,6 @@ from its checksum, is damaged, never merely unfinished.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import struct
@@ -26,12 +25,13 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from dataset.decoding import need_file, reason
-from storage import digest, held, remove_left_over, write_atomically
-from utils import DamagedError, InputError, MachineError
+from storage import digest, held, not_written, remove_left_over, write_atomically
+from utils import DamagedError, InputError
 
 MAGIC, VERSION = b"ANCHORIX", 1
 ALIGNMENT = 64
 ADVICE = "use another copy of it, or build it again"
+AGAIN = "and run the same command again (what it held before is unharmed)"
 _MARK = struct.Struct("<8sIIQQ16s")  # magic, version, 0, end and number of the records, checksum
 _HEAD = struct.Struct("<QQ16s")  # bytes of JSON, bytes of arrays, checksum of the JSON
 READINGS = 20  # attempts, 10 ms apart, to read a mark that is just being written
@@ -277,7 +277,7 @@ class Writer:
                 if marked:  # the mark may have arrived, although the disk says that it failed
                     self._write_mark(self.mark)
                 self._file.truncate(self.mark.end)  # last: no mark may count what is gone
-            raise _not_written(self.path, error) from error
+            raise not_written(self.path, error, AGAIN) from error
 
     def _write_record(self, content: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> int:
         """Writes a record after the mark, where nobody reads yet; returns its end."""
@@ -306,15 +306,6 @@ class Writer:
         self._write(0, packed(mark))
         os.fsync(self._file.fileno())
         self.mark = mark
-
-
-def _not_written(path: Path, error: OSError) -> MachineError:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return MachineError(
-        f"cannot write {path}: {error.strerror or error}; "
-        + ("free some space" if full else "see to its disk")
-        + " and run the same command again (what it held before is unharmed)"
-    )
 
 
 def packed(mark: Mark, version: int = VERSION) -> bytes:
@@ -385,7 +376,7 @@ def put_in_place(part: Path, path: Path) -> None:
     try:
         part.replace(path)
     except OSError as error:
-        raise _not_written(path, error) from error
+        raise not_written(path, error, AGAIN) from error
 
 
 @contextlib.contextmanager

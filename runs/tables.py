@@ -206,7 +206,7 @@ class ClassHistory:
     ) -> None:
         """Adds a row of each of `values` (C,); without values, only writes the classes, once."""
         known = self.load()
-        if known and not values:
+        if len(known.get("step", ())) and not values:
             return
         row = {"epoch": np.int64(epoch), "step": np.int64(step)}
         row |= {name: value.astype(np.float32) for name, value in values.items()}

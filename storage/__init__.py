@@ -19,6 +19,7 @@ from storage.text import as_json, as_table, decoded, digest, encoding_of, write_
 from storage.writing import (
     check_outputs,
     followed,
+    not_written,
     remove_left_over,
     write_atomically,
     write_content,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import os
 import secrets
@@ -48,11 +49,22 @@ def write_atomically(
             with contextlib.suppress(OSError):  # the disk may take nothing at all any more
                 temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise MachineError(
-                f"cannot write {path}: {error.strerror or error}; "
-                "free some space or choose another folder (an older copy is unchanged)"
-            ) from error
+            what_to_do = "or choose another folder (an older copy is unchanged)"
+            raise not_written(path, error, what_to_do) from error
         raise
+
+
+def not_written(path: Path, error: OSError, what_to_do: str) -> MachineError:
+    """The error to raise about a file that could not be written.
+
+    Args:
+        what_to_do: besides what the disk needs; follows that in the sentence.
+    """
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return MachineError(
+        f"cannot write {path}: {error.strerror or error}; "
+        f"{'free some space' if full else 'see to its disk'} {what_to_do}"
+    )
 
 
 def _locked_temporary(path: Path) -> BinaryIO:

@@ -1048,6 +1048,17 @@ def test_class_history_is_bounded_and_cut_back(tmp_path, monkeypatch):
         history.load()
 
 
+def test_a_continued_run_keeps_the_row_of_classes_that_learn_nothing(tmp_path):
+    history = ClassHistory(tmp_path / "classes.npz")
+    classes = (["a", "b"], np.ones(2, int))
+    for step in (4, 8):
+        history.append(step // 4, step, *classes, {})
+    assert history.load()["step"].tolist() == [4]
+    history.keep_before(4)  # killed after this was written, and before the checkpoint was
+    history.append(1, 4, *classes, {})
+    assert history.load()["step"].tolist() == [4]
+
+
 @pytest.mark.parametrize(("classes", "least", "most"), [(10, 40, 40), (150, 10, 20), (900, 5, 10)])
 def test_class_history_of_many_classes_has_fewer_rows(classes, least, most, tmp_path, monkeypatch):
     """It is written anew in every epoch, so it may not grow with classes times epochs."""
