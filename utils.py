@@ -94,7 +94,7 @@ def in_words(error: BaseException) -> InputError | None:
     if number in _DISK_TROUBLES:
         place = f"{error.filename} cannot" if error.filename else "a file could not"
         return MachineError(
-            f"{place} be read or written ({error.strerror}); see to the disk and its permissions, "
+            f"{place} be read or written ({error.strerror}); check the disk and its permissions, "
             "and start again"
         )
     return None

@@ -63,7 +63,7 @@ def not_written(path: Path, error: OSError, what_to_do: str) -> MachineError:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     return MachineError(
         f"cannot write {path}: {error.strerror or error}; "
-        f"{'free some space' if full else 'see to its disk'} {what_to_do}"
+        f"{'free some space' if full else 'check its disk'} {what_to_do}"
     )
 
 

@@ -181,7 +181,7 @@ def test_the_text_files_of_a_run_have_checksums(run: Path) -> None:
 def test_a_kill_between_a_file_and_its_checksum_is_no_damage(
     moment: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table, write = runs.MetricsTable(tmp_path / "metrics.csv"), tables.write_atomically
+    table, write = runs.MetricsTable(tmp_path / "metrics.csv"), tables.write_content
     table.append({"epoch": 1, "step": 8, "loss": 1.5})
     left = [moment]
 
@@ -191,10 +191,10 @@ def test_a_kill_between_a_file_and_its_checksum_is_no_damage(
         left[0] -= 1
         write(path, content)
 
-    monkeypatch.setattr(tables, "write_atomically", dying)
+    monkeypatch.setattr(tables, "write_content", dying)
     with pytest.raises(KeyboardInterrupt):
         table.append({"epoch": 2, "step": 16, "loss": 1.0})
-    monkeypatch.setattr(tables, "write_atomically", write)
+    monkeypatch.setattr(tables, "write_content", write)
     again = runs.MetricsTable(tmp_path / "metrics.csv")
     assert [row["epoch"] for row in again.rows()] == ["1"]
     again.append({"epoch": 2, "step": 16, "loss": 1.0})

@@ -500,7 +500,7 @@ FORK = multiprocessing.get_context("fork")
 
 def test_a_run_stays_held_while_its_options_are_written_anew(tmp_path, monkeypatch) -> None:
     """A run that is made longer; the lock is on the very file."""
-    run, write, found = held_run(tmp_path / "run"), tables.write_atomically, []
+    run, write, found = held_run(tmp_path / "run"), tables.write_content, []
 
     def written_late(path: Path, content: Any) -> None:
         other = FORK.Process(target=try_to_hold, args=(run.path,))
@@ -509,7 +509,7 @@ def test_a_run_stays_held_while_its_options_are_written_anew(tmp_path, monkeypat
         found.append((path.name, other.exitcode))
         write(path, content)
 
-    monkeypatch.setattr(tables, "write_atomically", written_late)
+    monkeypatch.setattr(tables, "write_content", written_late)
     run.change_args(lambda args: {**args, "epochs": 2})
     assert found == [("checksums.json", 3), ("args.json", 3)]
     assert RunFolder(run.path).read_args() == {"epochs": 2}
@@ -578,17 +578,17 @@ def test_who_holds_a_run_removes_left_over_files_and_none_that_is_just_being_wri
 
 
 def test_a_row_kept_back_by_a_full_disk_is_written_with_the_next(tmp_path, monkeypatch) -> None:
-    table, write = tables.MetricsTable(tmp_path / "metrics.csv"), tables.write_atomically
+    table, write = tables.MetricsTable(tmp_path / "metrics.csv"), tables.write_content
     table.append({"epoch": 1, "step": 8, "loss": 1.5})
     full = InputError("cannot write metrics.csv: No space left on device")
 
     def refuse(*_):
         raise full
 
-    monkeypatch.setattr(tables, "write_atomically", refuse)
+    monkeypatch.setattr(tables, "write_content", refuse)
     with pytest.raises(InputError):
         table.append({"epoch": 2, "step": 16, "loss": 1.25})
-    monkeypatch.setattr(tables, "write_atomically", write)
+    monkeypatch.setattr(tables, "write_content", write)
     table.append({"epoch": 3, "step": 24, "loss": 1.0, "R@1": 0.5})
     assert [(row["epoch"], row["loss"], row["R@1"]) for row in table.rows()] == [
         ("1", "1.5", ""),
@@ -959,14 +959,7 @@ def test_what_the_last_evaluation_could_not_write_is_made_by_continuing(
 ) -> None:
     flags = "--loss AMLoss --warm 0 --epochs 1 --resume auto"
     whole = tiny.run(images, tmp_path, "whole", flags)
-    made = writing._locked_temporary
-
-    def full(path):
-        if path.name == file.replace("data", images.name):
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return made(path)
-
-    monkeypatch.setattr(writing, "_locked_temporary", full)
+    full_for(monkeypatch, lambda name: name.startswith(f".{file.replace('data', images.name)}."))
     with pytest.raises(InputError, match=f"cannot write .*{file.removeprefix('data')}"):
         tiny.run(images, tmp_path, "run", flags)
     run = tmp_path / "run"

@@ -915,7 +915,7 @@ def test_a_disk_that_fails_at_the_mark_leaves_the_index_whole(
         sync(number)
 
     monkeypatch.setattr(os, "fsync", failing)
-    failed = pytest.raises(InputError, match="Input/output error; see to its disk")
+    failed = pytest.raises(InputError, match="Input/output error; check its disk")
     with journal.writing(path) as writer, failed:
         put(writer, unit(10), 10)
     monkeypatch.undo()
