@@ -125,13 +125,15 @@ def test_checkpoints_load_without_pickle(run_folder):
         assert "model.embedding.weight" in content["model_state_dict"]
 
 
-def test_second_run_of_one_name_gets_its_own_folder(run_folder):
-    before = (run_folder / "metrics.csv").read_bytes()
-    command = [*SMALL, "--loss", "AMLoss", "--max-steps", "1", "--name", "short"]
-    done = run_cli("train.py", *command, cwd=run_folder.parent.parent)
-    assert done.returncode == 0, done.stderr
-    assert (run_folder.parent / "short-2" / "metrics.csv").is_file()
-    assert (run_folder / "metrics.csv").read_bytes() == before
+def test_second_run_of_one_name_gets_its_own_folder(images, tmp_path):
+    command = ["--dataset", f"folder:{images}", *tiny.NETWORK, "--max-steps", "1", "--name", "run"]
+    runs = [tmp_path / "logs" / name for name in ("run", "run-2")]
+    before = []
+    for run in runs:
+        done = run_cli("train.py", *command, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        before.append((run / "metrics.csv").read_bytes())
+    assert [(run / "metrics.csv").read_bytes() for run in runs] == before
 
 
 def test_dry_run_tells_and_writes_nothing(workdir):
@@ -143,23 +145,21 @@ def test_dry_run_tells_and_writes_nothing(workdir):
     assert files_in(workdir) == before
 
 
-def test_resumed_run_ends_with_the_same_weights(workdir):
-    command = [*SMALL, "--loss", "AMLoss", "--schedule", "cosine", "--epochs", "1"]
-    command += ["--ratio-classes", "0.1"]
-    whole = run_cli("train.py", *command, "--max-steps", "6", "--name", "whole", cwd=workdir)
-    assert whole.returncode == 0, whole.stderr
-    half = run_cli("train.py", *command, "--max-steps", "3", "--name", "half", cwd=workdir)
-    assert half.returncode == 0, half.stderr
-    rest = ["--resume-run", "logs/half", "--max-steps", "6"]
-    resumed = run_cli("train.py", *rest, cwd=workdir)
-    assert resumed.returncode == 0, resumed.stderr
-    first, second = (
-        torch.load(workdir / "logs" / name / "last.pth", weights_only=True)
-        for name in ("whole", "half")
-    )
+def test_resumed_run_ends_with_the_same_weights(images, tmp_path):
+    command = ["--dataset", f"folder:{images}", *tiny.NETWORK, "--loss", "AMLoss"]
+    command += ["--schedule", "cosine", "--epochs", "2"]
+    for words in (
+        [*command, "--max-steps", "7", "--name", "whole"],
+        [*command, "--max-steps", "3", "--name", "half"],
+        ["--resume-run", "logs/half", "--max-steps", "7"],
+    ):
+        done = run_cli("train.py", *words, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    whole, half = (tiny.saved(tmp_path / "logs" / name) for name in ("whole", "half"))
     for part in ("model_state_dict", "criterion_state_dict"):
-        assert all(torch.equal(first[part][key], second[part][key]) for key in first[part])
-    assert [row["step"] for row in tiny.metrics_rows(workdir / "logs" / "half")] == ["3", "6"]
+        assert tiny.same(whole[part], half[part])
+    rows = tiny.metrics_rows(tmp_path / "logs" / "half")
+    assert [row["step"] for row in rows] == ["3", "4", "7"]
 
 
 # --- faults ---------------------------------------------------------------------------------------
