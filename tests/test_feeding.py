@@ -621,7 +621,9 @@ def test_few_classes_share_the_batch(size, counts, action, caplog):
 
 
 def test_replicas_repeat_images_with_visits_of_their_own():
-    for batch in drawn(cluster_sampler(replicas=5, instances=1)):
+    batches = drawn(cluster_sampler(replicas=5, instances=1))
+    assert {batch.cluster for batch in batches} == {0, 1, 2}
+    for batch in batches:
         halves = batch.index.reshape(5, 2)
         assert (halves == halves[0]).all()
         if batch.cluster == 0:

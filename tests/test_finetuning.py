@@ -601,10 +601,12 @@ def test_a_run_goes_on_without_what_it_started_from(images, weights, tmp_path) -
     )
     start.unlink()
     tiny.resume(run, "--max-steps 4")
+    assert tiny.saved(run)["clock"]["step"] == 4
     from_run = f"{TINY_VIT}--pretrained none --max-steps 3 --checkpoint"
     second = tiny.run(images, tmp_path, "second", f"{from_run} {shutil.copytree(run, start)}")
     shutil.rmtree(start)
     tiny.resume(second, "--max-steps 4")
+    assert tiny.saved(second)["clock"]["step"] == 4
 
 
 def test_a_checkpoint_needs_no_weights_before_it(images: Path, tmp_path: Path, monkeypatch) -> None:

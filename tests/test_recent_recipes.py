@@ -171,7 +171,9 @@ def test_recipes_ask_for_the_authors_settings(name: str) -> None:
 
 def test_the_loss_of_hier_has_the_authors_constants() -> None:
     """Proxies learn 10,000 times as fast as the network and ancestors 50 times, whatever --lr."""
-    for name in (name for name in NAMES if name.startswith("hier")):
+    names = [name for name in NAMES if name.startswith("hier")]
+    assert names
+    for name in names:
         args = parse(name)
         loss = criteria.load(criteria.LOSSES[args.loss])(
             4, args.embedding_size, **dict(args.loss_args or ())

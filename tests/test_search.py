@@ -1673,14 +1673,18 @@ def test_photos_and_index_move_together_and_apart(
     command(asked)
 
 
-def test_a_network_of_the_hub_is_found_again(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_of_the_hub_is_found_again(
+    shop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    query = f"query {shop}/hub.index {shop}/photos/eval0/0.png"
     monkeypatch.setattr(hub, "download", lambda name: {"hf:me/x": shop / "run"}[name])
     command(f"build hf:me/x --images {shop}/photos --index {shop}/hub.index")
     monkeypatch.setattr(hub, "download", None)
-    command(f"query {shop}/hub.index {shop}/photos/eval0/0.png")
+    found = said_by(query, capsys)
+    assert "eval0/0.png" in found
     (shop / "run").rename(shop / "moved")
     monkeypatch.setattr(hub, "download", lambda name: {"hf:me/x": shop / "moved"}[name])
-    command(f"query {shop}/hub.index {shop}/photos/eval0/0.png --run hf:me/x")
+    assert said_by(f"{query} --run hf:me/x", capsys) == found
 
 
 def test_another_networks_embeddings_are_refused(

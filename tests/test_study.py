@@ -49,6 +49,7 @@ def test_every_method_had_the_same_number_of_trials_and_its_best_was_chosen():
     trials = defaultdict(list)
     for row in rows("study_trials.csv"):
         trials[row["method"]].append(row)
+    assert trials.keys() == table.keys()
     for name, found in trials.items():
         assert len(found) == PLAN.trials
         reached = [float(r["mean MAP@R"]) for r in found if r["state"] == "complete"]
