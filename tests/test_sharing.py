@@ -27,7 +27,7 @@ from anchorage import __version__
 from evaluation import networks
 from evaluation.thresholds import Rate, Thresholds
 from net import load_run
-from runs import RunFolder, load_checkpoint
+from runs import load_checkpoint
 from sharing import references
 from sharing.card import read_intervals
 from storage import load_tensors
@@ -126,7 +126,9 @@ def test_a_card_says_what_the_run_s_files_carry(root, run, tmp_path):
     assert "it began with random weights" in text and "Proxy_Anchor + DDML" in text
     assert "@inproceedings{park2025deep," in text and "@inproceedings{kim2020proxy," in text
     assert "wang2022learnable" not in text and str(root) not in text
-    assert "picked on the test classes" in text or "evaluated once" in text
+    assert "picked on the test classes. The numbers above are of the same classes" in text
+    wrong = f"{100 * (1 - numbers['R@1']):.0f}"
+    assert f"the nearest picture was of another class for {wrong}." in text
 
 
 def test_the_header_of_a_card_is_what_the_hub_reads(run, tmp_path):
@@ -143,20 +145,39 @@ def test_the_header_of_a_card_is_what_the_hub_reads(run, tmp_path):
     )
 
 
-def test_a_card_calls_held_out_classes_what_they_are(run, tmp_path, monkeypatch):
+def test_a_card_says_what_the_weights_began_with_and_that_no_epoch_was_picked(root, tmp_path):
+    """The Hub lists a model below its `base_model`: no network that was trained from nothing."""
+    flags = "--model timm:test_vit --width 1 --stem imagenet --image-size 64 --max-steps 1"
+    run = tiny.run(root / "photos", tmp_path, "vit", flags)
+    assert "base_model" not in card_of(run, tmp_path)
+    tiny.edit(run / "args.json", pretrained="imagenet")
+    text = card_of(run, tmp_path)
+    assert "the weights after epoch 1, evaluated once: none was picked" in text
+    assert "\nbase_model: timm/test_vit.r160_in1k\n" in text
+    assert "pretrained (timm/test_vit.r160_in1k); licence of these weights: apache-2.0" in text
+
+
+def edited(run: Path, file: str, **changes: object) -> Path:
+    """A copy of the run beside it, with other entries in one of its files."""
+    copy = shutil.copytree(run, run.parent / file / run.name, dirs_exist_ok=True)
+    tiny.edit(copy / file, **changes)
+    return copy
+
+
+def test_a_card_calls_held_out_classes_what_they_are(run, tmp_path):
     rates = ("false_same", "false_different", "found_same", "found_different")
     kept = {"same": None, "different": 0.25, "classes": 6} | dict.fromkeys(
         rates, Rate(0.05)._asdict()
     )
-    found = json.loads((run / "results.json").read_text())
-    found |= {
-        "results": {"validation": {"R@1": 0.5, "queries": 12}},
-        "verification": {},
-        "thresholds": {"validation": kept},
-        "picked_on": "validation classes",
-    }
-    monkeypatch.setattr(RunFolder, "read_results", lambda self: found)
-    text = card_of(run, tmp_path)
+    held_out = edited(
+        run,
+        "results.json",
+        results={"validation": {"R@1": 0.5, "queries": 12}},
+        verification={},
+        thresholds={"validation": kept},
+        picked_on="validation classes",
+    )
+    text = card_of(held_out, tmp_path)
     assert "On classes held out of the training split of folder:photos, 12 queries" in text
     assert "name: folder:photos, classes held out of the training split\n" in text
     assert "evaluation split" not in text
@@ -165,13 +186,10 @@ def test_a_card_calls_held_out_classes_what_they_are(run, tmp_path, monkeypatch)
     assert "picked on the validation classes. The numbers above are of the same classes" in text
 
 
-def test_a_card_has_options_as_a_command_line_has_them(run, tmp_path, monkeypatch):
-    read = RunFolder.read_args
+def test_a_card_has_options_as_a_command_line_has_them(run, tmp_path):
     given = {"loss_args": [["base", 0.5]], "metrics": ["retrieval", "nmi"]}
-    monkeypatch.setattr(
-        RunFolder, "read_args", lambda self: read(self) | given | {"given": [*given]}
-    )
-    assert "`loss-args` base=0.5, `metrics` retrieval nmi" in card_of(run, tmp_path)
+    copy = edited(run, "args.json", **given, given=[*given])
+    assert "`loss-args` base=0.5, `metrics` retrieval nmi" in card_of(copy, tmp_path)
 
 
 def test_without_a_licence_the_card_says_so(run, tmp_path):

@@ -319,6 +319,7 @@ def test_without_tensorboard_a_run_says_so_and_goes_on(tmp_path, monkeypatch, ca
     [
         (10, {"eval_every": 4}, [12, 20, 30]),
         (10, {"eval_every": 36}, [30]),
+        (20, {"eval_every": 1}, [20, 30]),
         (1, {"eval_every": 1}, [*range(1, 31)]),
         (0, {"eval_every": 1}, []),
         (10, {"eval_every": 1, "eval_steps": 15}, [11, 20, 21, 30]),
