@@ -187,9 +187,11 @@ def test_a_card_calls_held_out_classes_what_they_are(run, tmp_path):
 
 
 def test_a_card_has_options_as_a_command_line_has_them(run, tmp_path):
-    given = {"loss_args": [["base", 0.5]], "metrics": ["retrieval", "nmi"]}
-    copy = edited(run, "args.json", **given, given=[*given])
-    assert "`loss-args` base=0.5, `metrics` retrieval nmi" in card_of(copy, tmp_path)
+    given = {"loss_args": [["base", 0.5]], "metrics": ["retrieval", "nmi"], "remark": "24/7"}
+    ours = {"LOG_DIR": "/home/me/logs", "workers": 7, "name": "secret"}  # of no use to others
+    copy = edited(run, "args.json", **given, **ours, given=[*ours, *given])
+    told = "`loss-args` base=0.5, `metrics` retrieval nmi, `remark` 24/7"
+    assert f"- **Options that were given**: {told}\n" in card_of(copy, tmp_path)
 
 
 def test_without_a_licence_the_card_says_so(run, tmp_path):
