@@ -25,7 +25,7 @@ from PIL import Image
 SIDE = 32  # pixels of a thumbnail
 _LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
 _LOW = 8  # frequencies along each axis
-_BITS = 18  # of 63 in which candidates differ at most
+BITS = 18  # of 63 in which candidates differ at most
 _CANDIDATES = 4  # for each image
 _COARSE, _SIMILAR = 8, 0.8  # side of a coarser look, and the correlation that it asks for
 _ROUNDS, _STEP = 8, 0.1  # of the registration, and what one may change
@@ -38,7 +38,7 @@ _BLOCK = 4  # pixels
 _REMAINS, _REMAINS_ANYWHERE = 0.22, 0.5
 _FLAT = 4.0  # levels of 255: what varies less than this shows nothing
 _AT_ONCE = 256
-_LOOKED_AT = 40_000  # pairs at most: a minute of one core
+LOOKED_AT = 40_000  # pairs at most: a minute of one core
 
 
 def thumbnail(pixels: np.ndarray) -> np.ndarray:
@@ -72,7 +72,7 @@ def near_duplicates(
     found: dict[int, Pair] = {}
     rows, columns = _candidates(hashes(first), hashes(second), progress)
     alike = _correlations(first, rows, second, columns)
-    order = np.argsort(-alike, kind="stable")[:_LOOKED_AT]
+    order = np.argsort(-alike, kind="stable")[:LOOKED_AT]
     order = order[alike[order] >= _SIMILAR]
     rows, columns = rows[order], columns[order]
     for part in _parts(len(rows), _AT_ONCE):
@@ -116,7 +116,7 @@ def _candidates(
     bits, different = np.empty_like(second), np.empty(len(second), np.uint8)
     for row, value in enumerate(first):
         _count_bits(np.bitwise_xor(value, second, out=bits), different)
-        near = np.flatnonzero(different <= _BITS)
+        near = np.flatnonzero(different <= BITS)
         if len(near) > _CANDIDATES:
             near = near[np.argpartition(different[near], _CANDIDATES - 1)[:_CANDIDATES]]
         rows.append(np.full(len(near), row))

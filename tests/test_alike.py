@@ -108,7 +108,7 @@ def test_pictures_that_show_nothing_are_no_duplicates() -> None:
 def test_the_hash_changes_little_with_the_picture(photographs) -> None:
     one = hashes(thumbnails(photographs))
     changed = hashes(thumbnails([CHANGES["all of it"](image) for image in photographs]))
-    assert np.bitwise_count(one ^ changed).max() <= alike._BITS
+    assert np.bitwise_count(one ^ changed).max() <= alike.BITS
     different = np.bitwise_count(one[:, None] ^ one[None, :])
     assert 25 < different[~np.eye(COUNT, dtype=bool)].mean() < 38  # of 63
 
@@ -121,7 +121,7 @@ def test_an_older_numpy_finds_the_same(photographs, monkeypatch) -> None:
 
 
 def test_of_too_many_candidates_the_most_alike_are_looked_at(photographs, monkeypatch) -> None:
-    monkeypatch.setattr(alike, "_LOOKED_AT", 3)
+    monkeypatch.setattr(alike, "LOOKED_AT", 3)
     changed = [CHANGES["halved"](photographs[0]), *map(CHANGES["cropped"], photographs[1:4])]
     pairs = near_duplicates(thumbnails(changed), thumbnails(photographs))
     assert len(pairs) == 3 and pairs[0][:2] == (0, 0)
