@@ -370,6 +370,12 @@ def test_screen_table():
     assert "NMI" not in tables.footnote(ROWS)
 
 
+def test_a_line_alone_is_called_by_what_was_evaluated():
+    for label, title in (("", "birds"), ("mean of 3 seeds", "mean of 3 seeds, birds")):
+        lines = tables.text([Row("folder:/home/me/birds", label, {"R@1": 0.5})]).splitlines()
+        assert lines[1] == f"{title} 0.5000"
+
+
 def test_csv_table():
     header, lines = tables.csv_table(ROWS)
     records = [dict(zip(header, line, strict=True)) for line in lines]

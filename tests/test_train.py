@@ -294,6 +294,12 @@ def test_a_run_by_steps_says_where_it_stands_in_steps(tmp_path, capsys):
     assert lines and all(re.match(r"epoch +\d+, step \d/5 ", line) for line in lines)
 
 
+def test_a_row_ends_with_each_epoch_and_each_evaluation_and_the_run(images, tmp_path):
+    folder = tiny.run(images, tmp_path, "run", "--steps 7 --eval-steps 3 --warm 0")
+    rows = [(row["step"], bool(row["R@1"])) for row in tiny.metrics_rows(folder)]
+    assert rows == [("3", True), ("4", False), ("6", True), ("7", True)]
+
+
 def test_a_continued_run_is_not_made_shorter_than_it_is(tmp_path):
     images = tiny.write_images(tmp_path / "data")
     folder = tiny.run(images, tmp_path, "run", "--epochs 3")
