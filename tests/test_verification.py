@@ -386,7 +386,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that kept a mean of its weights, on 64 held-out images, and went on after its best."""
     folder = tmp_path_factory.mktemp("verified")
     root = tiny.write_images(folder / "data", eval_images=8)
-    return tiny.run(root, folder, "run", "--max-steps 3 --ema 0.5")
+    run = tiny.run(root, folder, "run", "--max-steps 5 --ema 0.5 --lr 1e-1")
+    assert tiny.saved(run, "best")["step"] == 4 and tiny.saved(run)["clock"]["step"] == 5
+    return run
 
 
 def test_a_run_keeps_thresholds_of_its_best_network(run: Path) -> None:
