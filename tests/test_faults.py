@@ -671,6 +671,9 @@ def test_bad_steps_are_skipped_up_to_a_bound(images, tmp_path, monkeypatch, capl
     monkeypatch.setattr(faults, "MAX_SKIPPED", 1)
     with pytest.raises(InputError, match="1 steps were skipped before it"):
         tiny.run(images, tmp_path, "more", "--epochs 1 --on-nan skip")
+    begun = tiny.run(images, tmp_path, "begun", "--epochs 1 --on-nan skip --max-steps 3")
+    with pytest.raises(InputError, match="1 steps were skipped before it"):  # also of a first part
+        tiny.resume(begun, "--max-steps 6")
 
 
 def test_an_epoch_without_a_step_that_counts_ends_like_others(
