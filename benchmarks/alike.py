@@ -1,4 +1,4 @@
-"""How many changed copies the search for near duplicates finds, and how long it takes.
+"""The share of changed copies that the search for near duplicates finds, and its time.
 
     python benchmarks/alike.py FOLDER [--copies 300] [--times 60000]
 
@@ -27,7 +27,7 @@ Change = Callable[[Image.Image, np.random.Generator], Image.Image]
 
 
 def scaled(share: float) -> Change:
-    """To this share of its width and height."""
+    """Scales an image to this share of its width and height."""
 
     def change(image: Image.Image, _: np.random.Generator) -> Image.Image:
         size = tuple(max(1, round(side * share)) for side in image.size)
@@ -37,7 +37,7 @@ def scaled(share: float) -> Change:
 
 
 def compressed(quality: int) -> Change:
-    """Saved as JPEG."""
+    """Saves an image as JPEG."""
 
     def change(image: Image.Image, _: np.random.Generator) -> Image.Image:
         file = io.BytesIO()
@@ -48,7 +48,7 @@ def compressed(quality: int) -> Change:
 
 
 def cropped(most: float) -> Change:
-    """By a random share of up to `most` on each side."""
+    """Crops each side of an image by a random share of up to `most`."""
 
     def change(image: Image.Image, rng: np.random.Generator) -> Image.Image:
         (width, height), (left, top, right, bottom) = image.size, rng.uniform(0, most, 4)
@@ -59,12 +59,12 @@ def cropped(most: float) -> Change:
 
 
 def enhanced(kind: type, factor: float) -> Change:
-    """Brightness or contrast, as Pillow has them."""
+    """Changes an image with one of Pillow's enhancers, of brightness or contrast."""
     return lambda image, _: kind(image).enhance(factor)
 
 
 def several(*changes: Change) -> Change:
-    """One after the other."""
+    """Applies several changes in turn."""
 
     def change(image: Image.Image, rng: np.random.Generator) -> Image.Image:
         for each in changes:

@@ -1,13 +1,13 @@
-"""The table of docs/backbones.md: what each backbone is, and how fast it is here.
+"""The table of docs/backbones.md: facts about each backbone, and its speed on this machine.
 
     python benchmarks/backbones.py                         # the whole table, as Markdown
     python benchmarks/backbones.py --only dino --batches 5
     python benchmarks/backbones.py --facts                 # without the measuring
 
 Facts come from the backbones' records and from timm's configuration. Speed is measured with random
-weights (numbers do not depend on them) at the size in the row: embedding images as evaluation does,
-and a step of Proxy-Anchor with AdamW, both in the precision that train.py chooses; median of the
-batches after a first one.
+weights, on which it does not depend, at the size in the row: embedding images as in an evaluation,
+and a step of Proxy-Anchor with AdamW, both in the precision that train.py chooses. It is the median
+over the batches after a first one.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from utils import sentence_errors
 class Row(NamedTuple):
     """A backbone that has been trained on the benchmarks, and the recipe to begin with.
 
-    `size` is what it is trained at, where that is not what its weights were trained at.
+    `size` is the image size for training, if it differs from that of the weights.
     """
 
     family: str
@@ -76,11 +76,11 @@ COLUMNS = (
 )
 
 
-# --- what it is -----------------------------------------------------------------------------------
+# --- facts ----------------------------------------------------------------------------------------
 
 
 def facts(row: Row) -> list[str]:
-    """The cells that need no measuring."""
+    """The cells of a row that need no measuring."""
     architecture = net.Architecture(row.model, 512)
     with torch.device("meta"):
         features = architecture.build_backbone().num_features
@@ -107,11 +107,11 @@ def _constants(spec: net.InputSpec) -> str:
     return (known | {("RGB", *clip): "CLIP's"})[spec.color, spec.mean, spec.std]
 
 
-# --- how fast it is -------------------------------------------------------------------------------
+# --- speed ----------------------------------------------------------------------------------------
 
 
 def speeds(row: Row, batch: int, batches: int) -> list[str]:
-    """Images per second forward, and in a step of training."""
+    """Images per second, forward and in a training step."""
     device = pick_device(0)
     precision = Precision("auto", device)
     seed_everything(0)

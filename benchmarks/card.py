@@ -1,4 +1,4 @@
-"""What a GPU says of itself while it works: its clock, its power and how warm it is."""
+"""The clock, power and temperature of a GPU while it works."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ ASKED = "clocks.sm,power.draw,temperature.gpu"
 
 
 def card_asked(device: torch.device) -> Callable[[], str]:
-    """Asks the card now, and goes on; who calls the result has its answer.
+    """Queries the card without waiting; calling the result waits for the answer.
 
-    A card that is warm or draws all the power it may have lowers its clock, and what comes second
-    in a process seems slower than it is. "" where nobody answers: on a CPU, without nvidia-smi.
+    A card that is hot, or at its power limit, lowers its clock, so that later measurements in a
+    process seem slow. The answer is "" on a CPU, or without nvidia-smi.
     """
     if device.type != "cuda":
         return str
@@ -25,7 +25,7 @@ def card_asked(device: torch.device) -> Callable[[], str]:
 
 
 def answer_of(command: list[str]) -> Callable[[], str]:
-    """Starts a command that prints three values; who calls the result has them in words."""
+    """Starts a command that prints three values; calling the result returns them in words."""
     try:
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True

@@ -1,17 +1,17 @@
-"""Files of a run that are damaged, one after the other: is every damage refused in a sentence?
+"""Damages the files of a run, one at a time: does every damage lead to a sentence?
 
     python benchmarks/damage.py                   # 600 damages, about 20 minutes
     python benchmarks/damage.py --damages 60 --seed 2
-    python benchmarks/damage.py --cost            # of the checksum of a checkpoint of 100 MB
+    python benchmarks/damage.py --cost            # time of the checksum of a 100 MB checkpoint
 
-A small run is trained, its embeddings are exported and its pictures cached. Then a copy of it is
-damaged in one file, and everything that reads this file is tried on it: continuing, evaluating,
-the page, the table of runs, exporting, `load_run`. Each either refuses with a sentence, or gives
-what it gives for the whole run; another answer is an accepted change, another error a traceback.
+A small run is trained, its embeddings are exported and its pictures cached. Then one file in a copy
+of it is damaged, and everything that reads this file is tried: continuing, evaluating, the page,
+the table of runs, exporting, `load_run`. Each must either refuse with a sentence, or give the same
+result as for the undamaged run. Another result counts as "ACCEPTED", another error as "TRACEBACK".
 
-Half of the damages are of files as they are written: bits, cuts, members and files that change
-places. The others are hostile contents in files without a checksum, as an older version wrote them.
-Such a file is believed where it makes sense ("read"), but no traceback may come of it.
+Half of the damages are done to files with a checksum: changed bits, cuts, exchanged members and
+parts. The others are hostile contents in files without a checksum, as older versions wrote them.
+Such a file may be believed if it makes sense ("read"), but must not cause a traceback.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ PATIENCE = 120  # seconds that one damage may take
 REFUSED, SAME, READ, CHANGED, TRACEBACK = "refused", "no effect", "read", "ACCEPTED", "TRACEBACK"
 OUTCOMES = (REFUSED, SAME, READ, CHANGED, TRACEBACK)
 
-# --- what reads the files -------------------------------------------------------------------------
-# Each gets the run and a folder to write into, and gives something that can be compared.
+# --- the readers of the files ---------------------------------------------------------------------
+# Each gets the run and a folder to write into, and returns a value that can be compared.
 
 
 def _continue(run: Path, out: Path, start: str = "") -> object:
@@ -102,7 +102,7 @@ def _cached(run: Path) -> list[str]:
 
 
 def _page(run: Path, out: Path, **asked: str) -> object:
-    """The page, without the path of the copy that it was made of."""
+    """The page's HTML, without the path of the run."""
     made = make([run], out / "page.html", **asked).read_text()
     return made.replace("<wbr>", "").replace(str(run), "")
 
@@ -142,13 +142,13 @@ READERS: dict[str, tuple[Callable[[Path, Path], object], ...]] = {
     "cache/*/*.pixels": (_evaluate_cached,),
     "cache/*/*.npz": (_evaluate_cached,),
 }
-"""The files of a run, and what reads each of them; margins.csv and the page are for people."""
+"""The files of a run, and the readers of each; nothing reads margins.csv and the page."""
 
 # --- one damage -----------------------------------------------------------------------------------
 
 
 class Damage(NamedTuple):
-    """Which file is damaged, and how."""
+    """A damaged file, and the kind of damage."""
 
     pattern: str
     kind: Callable[[bytes, random.Random], bytes]
@@ -172,7 +172,7 @@ class Damage(NamedTuple):
 
 
 def damages(count: int, seed: int) -> Iterator[Damage]:
-    """As many damages, the files in turn; every other one is hostile."""
+    """Yields `count` damages of the files in turn; every other one is hostile."""
     rng = random.Random(seed)
     patterns = rng.sample(list(READERS), len(READERS))
     for number in range(count):
@@ -186,8 +186,8 @@ def damages(count: int, seed: int) -> Iterator[Damage]:
 
 
 def answers(run: Path, pattern: str) -> Iterator[tuple[str, object]]:
-    """What each reader of a file says: `REFUSED` and the sentence, "answer", or `TRACEBACK`."""
-    page.map.COMMAND = ["false"]  # t-SNE takes seconds, and is not asked about files
+    """The result of each reader of a file: a refusal's sentence, an answer, or a traceback."""
+    page.map.COMMAND = ["false"]  # t-SNE takes seconds, and reads no files
     for reader in READERS[pattern]:
         with tempfile.TemporaryDirectory() as scratch:
             copy = Path(scratch) / "logs" / "run"
@@ -211,7 +211,7 @@ def _said_by(reader: Callable[[Path, Path], object], run: Path, out: Path) -> tu
 
 
 def judged(run: Path, damage: Damage, expected: list[object]) -> tuple[str, str]:
-    """The outcome of a damage, in a process of its own, and what is to be said of it."""
+    """The outcome of a damage, tried in a process of its own, and its message."""
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / "run"
         shutil.copytree(run, copy)
@@ -258,7 +258,7 @@ def whole_run(folder: Path) -> Path:
 
 
 def table(counts: dict[tuple[str, bool], Counter[str]]) -> str:
-    """Rows for a Markdown table: one for each file and series."""
+    """A Markdown table with a row for each file, with and without checksums."""
     lines = [heads(("file", "damages", *OUTCOMES))]
     total: Counter[str] = Counter()
     for (pattern, hostile), found in sorted(counts.items(), key=lambda pair: pair[0][::-1]):
@@ -271,7 +271,7 @@ def table(counts: dict[tuple[str, bool], Counter[str]]) -> str:
 
 
 def cost() -> str:
-    """Seconds that a checkpoint of 100 MB takes with its checksum and without: medians of 7."""
+    """A table of seconds for a checkpoint of 100 MB, with checksum and without: medians of 7."""
     content = {"weights": torch.randn(25_000_000)}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "large.pth"
@@ -289,7 +289,7 @@ def cost() -> str:
 
 
 def main() -> int:
-    """Prints the table, and every change that was accepted and every traceback; 1 if any."""
+    """Prints the table, accepted changes and tracebacks; returns 1 if there were any of these."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--damages", type=int, default=600, metavar="N")
     parser.add_argument("--seed", type=int, default=1, metavar="N")

@@ -4,13 +4,14 @@
     python benchmarks/data.py --images 400 --memory-images 3000 --repeats 1      # does it run?
 
 Four ways of feeding a network with 224-pixel random crops of 500×375 photographs (generated, of
-CUB's file size, in the folders of CUB-200-2011), one worker per core: (a) the pipeline as the
-published codes write it, (b) `--decode exact`, (c) `--decode cache`, (d) the same with `--data-
-device cuda`, where there is a GPU. Each round runs a whole epoch of every way, workers' start
-included, so that a drift of the machine meets all of them; the table has the medians. The files are
-in the page cache, so no disk is measured. Below the table: how long short epochs of (b) are waited
-for, with and without reading ahead; by how much a worker's memory grows while it reads many images;
-and on a GPU the share of a ResNet-18's training (bf16) that is spent waiting for (d)."""
+CUB's file size, in the folders of CUB-200-2011), one worker per core: (a) the pipeline of the
+published codes, (b) `--decode exact`, (c) `--decode cache`, (d) the same with `--data-device cuda`,
+if there is a GPU. Each round runs a whole epoch of every way, with the start of its workers, so
+that changes of the machine's speed affect all; the table has the medians. The files are in the page
+cache, so no disk is measured. Below the table: the time that short epochs of (b) keep a consumer
+waiting, with and without reading ahead; the growth of a worker's memory while it reads many images;
+and on a GPU, the share of a ResNet-18's training (bf16) that is spent waiting for (d).
+"""
 
 from __future__ import annotations
 
@@ -58,7 +59,7 @@ WIDTH, HEIGHT = 500, 375
 
 @lru_cache
 def canvas(side: int = 1600) -> np.ndarray:
-    """(side, side, 3) uint8 noise whose spectrum falls as 1/frequency, as photographs' does."""
+    """(side, side, 3) uint8 noise with the spectrum of photographs, 1/frequency."""
     rng = np.random.default_rng(0)
     frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None])
     frequency[0, 0] = 1
@@ -79,7 +80,7 @@ def write_class(folder: Path, images: int, number: int) -> None:
 
 
 def make_photographs(root: Path, training_images: int) -> ImageSet:
-    """CUB-200-2011's folders under `root`: as many images to train on as of held-out classes."""
+    """CUB-200-2011's folders under `root`, with equal numbers of training and test images."""
     folder = root / "CUB_200_2011" / "images"
     with multiprocessing.Pool() as pool:
         pool.map(
@@ -93,7 +94,7 @@ def make_photographs(root: Path, training_images: int) -> ImageSet:
 
 
 class PublishedDataset(Dataset):
-    """Files and labels in lists, a PIL image and torchvision's transforms an item."""
+    """Files and labels in lists; each item is opened with PIL and transformed by torchvision."""
 
     def __init__(self, images: ImageSet, transform: Callable | None) -> None:
         self.files = list(images.paths)
@@ -129,7 +130,7 @@ def published(images: ImageSet, args: argparse.Namespace) -> DataLoader:
 
 
 def ours(images: ImageSet, args: argparse.Namespace, reading: Reading = FROM_FILES) -> Loader:
-    """A new loader of ours, so that starting its workers is part of every measurement."""
+    """A new loader of ours; starting its workers is part of every measurement."""
     return train_loader(
         images,
         make_sampler(images.labels, args.batch_size),
@@ -196,7 +197,7 @@ def many_images(folder: Path, count: int) -> ImageSet:
 
 
 def private_megabytes() -> float:
-    """Memory that belongs to each worker alone, the mean over workers."""
+    """The private memory of a worker, in MB: the mean over workers."""
     sizes = []
     for worker in multiprocessing.active_children():
         lines = Path(f"/proc/{worker.pid}/smaps_rollup").read_text().splitlines()
@@ -235,7 +236,7 @@ EPOCHS, BATCHES = 5, 10
 
 
 def print_turns(images: ImageSet, args: argparse.Namespace) -> None:
-    """How long (b) is waited for over short epochs, by what uses images half as fast as it can."""
+    """Prints how long (b) keeps a consumer waiting, in short epochs, that is half as fast."""
     few = images.subset(np.arange(min(len(images), BATCHES * args.batch_size)))
     pace = 2 * seconds_of(ours(few, args), epochs=2)[0] / len(few)
     waits = []
@@ -251,10 +252,10 @@ def print_turns(images: ImageSet, args: argparse.Namespace) -> None:
 
 
 def seconds_of(loader: Loader, epochs: int, pace: float = 0.0) -> tuple[float, float]:
-    """Seconds of an epoch, and of those that one waits for it: means without the first.
+    """Seconds of an epoch, and those spent waiting: means without the first epoch.
 
     Args:
-        pace: seconds that each image is used for.
+        pace: seconds that the consumer needs for each image.
     """
     taken, waited = [], []
     for epoch in range(epochs):
@@ -271,7 +272,7 @@ def seconds_of(loader: Loader, epochs: int, pace: float = 0.0) -> tuple[float, f
 
 
 def print_waiting(images: ImageSet, args: argparse.Namespace, cache_dir: Path) -> None:
-    """How fast a ResNet-18 trains on (d), and how much of that time it waits for data."""
+    """Prints the speed of a ResNet-18 that trains on (d), and the share of time spent waiting."""
     network = net.build(net.Architecture("resnet18", 512)).to(
         args.device, memory_format=torch.channels_last
     )

@@ -1,18 +1,18 @@
-"""What an evaluation costs: our metrics against what people use, in one table.
+"""The cost of an evaluation: our metrics compared with other programs, in one table.
 
     python benchmarks/evaluation.py                  # SOP's and CUB's shapes, medians of 3
     python benchmarks/evaluation.py --shapes cub --repeats 5
-    python benchmarks/evaluation.py --shapes classes       # 10,000 images in few to many classes
+    python benchmarks/evaluation.py --shapes classes       # 10,000 images in few or many classes
     python benchmarks/evaluation.py --shapes more-classes  # 60,000 images: an hour
     python benchmarks/evaluation.py --quick          # a tenth of SOP, once: does it run?
     python benchmarks/evaluation.py --ours           # our rows alone, in this process: seconds
 
-Synthetic embeddings (no download): classes on a sphere, noise of varying size, so that recalls are
-those of a trained network. Every row runs in a process of its own, after a warm-up on a few images;
-the rows take turns, so that a drift of the machine meets all of them. "Beside two busy processes"
-are two more that count for ever, as other people's jobs do. Memory is the peak beyond the
-loaded embeddings: resident memory on a CPU (Linux), allocated memory on a GPU. A row whose package
-is missing (pytorch-metric-learning, faiss-cpu) says so.
+Synthetic embeddings (no download): classes on a sphere, with noise of varying size, so that recalls
+are like those of a trained network. Every row runs in a process of its own, after a warm-up on a
+few images; the rows take turns, so that changes of the machine's speed affect all. In "beside two
+busy processes", two processes are in endless loops, like other people's jobs. Memory is the peak
+beyond the loaded embeddings: resident memory on a CPU (Linux), allocated memory on a GPU. A row
+whose package (pytorch-metric-learning, faiss-cpu) is missing says so.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ class Shape(NamedTuple):
     classes: int
     noise: float
     ks: tuple[int, ...]
-    judged: bool = False  # whether the bars are meant for it
+    judged: bool = False  # whether it has to meet the bars
     dimension: int = 512
-    rows: tuple[str, ...] = ()  # all but those for other shapes
+    rows: tuple[str, ...] = ()  # (): all but those for other shapes
 
 
 FEW_ROWS = ("ours", "pytorch-metric-learning, faiss-cpu", "plain topk")
@@ -67,7 +67,7 @@ CLASSES = {"2": 2, "10": 10, "100": 100, "1,000": 1000, "single": 0}
 
 
 def in_classes(images: int) -> dict[str, Shape]:
-    """Images of 64 dimensions in few large classes, in many small ones, and each by itself."""
+    """Images of 64 dimensions in few large classes, in many small ones, and in one class each."""
     return {
         f"{images // 1000}k-{name}": Shape(
             f"{name} classes", images, classes or images, 1.5, (1, 10), True, 64, FEW_ROWS
@@ -94,11 +94,10 @@ GROUPS = {
 
 
 def embeddings_like(shape: Shape, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Unit embeddings (N, d) float32 and labels (N,), classes of two images or more where there
-    are fewer classes than images.
+    """Unit embeddings (N, d) float32 and labels (N,); if possible, classes have two images or more.
 
-    Class centres gather in 12 super-classes and 600 groups, in a space of 64 of the dimensions;
-    an image lies about its centre with noise whose size differs from image to image.
+    Class centres form 12 super-classes and 600 groups, in a 64-dimensional subspace; images are
+    around their centres, with noise of a size that differs from image to image.
     """
     generator = torch.Generator().manual_seed(seed)
     effective = 64
@@ -141,7 +140,7 @@ def pytorch_metric_learning(x: Tensor, labels: Tensor, ks: tuple[int, ...]) -> d
 
 
 def published(x: Tensor, labels: Tensor, ks: tuple[int, ...]) -> dict[str, float]:
-    """R@K as released evaluators count it: top K of full rows, then a loop over the queries."""
+    """R@K as in released evaluators: the top K of full rows, then a loop over the queries."""
     hits = dict.fromkeys(ks, 0)
     for rows, own in zip(x.split(10_000), labels.split(10_000), strict=True):
         nearest = (rows @ x.T).topk(max(ks) + 1).indices[:, 1:]
@@ -170,7 +169,7 @@ def plain_topk(x: Tensor, labels: Tensor, ks: tuple[int, ...]) -> dict[str, floa
 
 
 def ours_alone(x: Tensor, labels: Tensor, ks: tuple[int, ...]) -> dict[str, float]:
-    """Ours, of one thread."""
+    """Ours with one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -181,7 +180,7 @@ def ours_alone(x: Tensor, labels: Tensor, ks: tuple[int, ...]) -> dict[str, floa
 
 @contextmanager
 def two_busy_processes() -> Iterator[None]:
-    """Two that count for ever, and have begun to."""
+    """Two processes in endless loops, once they have started."""
     code = "print(flush=True)\nwhile True: pass"
     command = [sys.executable, "-c", code]
     busy = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(2)]
@@ -196,7 +195,7 @@ def two_busy_processes() -> Iterator[None]:
 
 
 def one_product(x: Tensor, labels: Tensor, ks: tuple[int, ...]) -> dict[str, float]:
-    """One float32 product N × N × d in row blocks, nothing else."""
+    """One float32 product N × N × d in blocks of rows, nothing else."""
     out = x.new_empty(4096, len(x))
     for rows in x.split(4096):
         torch.mm(rows, x.T, out=out[: len(rows)])
@@ -247,7 +246,7 @@ def run_row(name: str, data: Path, ks: tuple[int, ...], device: torch.device) ->
     function = ROWS[name]
     few = torch.arange(min(1000, len(x)), device=device)
     try:
-        function(x[few], labels[few], (1,))  # libraries, threads and kernels wake up
+        function(x[few], labels[few], (1,))  # starts libraries, threads and kernels
     except ModuleNotFoundError as missing:
         return {"missing": missing.name}
     with two_busy_processes() if name == BESIDE else nullcontext():
@@ -257,7 +256,7 @@ def run_row(name: str, data: Path, ks: tuple[int, ...], device: torch.device) ->
 
 
 def measure(shape: Shape, repeats: int, device: str) -> dict[str, list[dict]]:
-    """All the rows of a shape, `repeats` times in turn."""
+    """All rows of a shape in turn, `repeats` times."""
     others = {"plain topk", ALONE, BESIDE} if device == "cuda" else {"plain topk"}
     rows = shape.rows or tuple(name for name in ROWS if name not in others)
     results: dict[str, list[dict]] = {name: [] for name in rows}
@@ -276,10 +275,10 @@ def measure(shape: Shape, repeats: int, device: str) -> dict[str, list[dict]]:
 
 
 def print_ours(shape: Shape, repeats: int, device: torch.device) -> None:
-    """A line for each thing that an evaluation computes: seconds, and the memory it adds."""
+    """Prints a line for each part of an evaluation: its seconds, and the memory that it adds."""
     x, labels = (tensor.to(device) for tensor in embeddings_like(shape))
     few = slice(1000)
-    ours(x[few], labels[few], (1,))  # libraries, threads and kernels wake up
+    ours(x[few], labels[few], (1,))  # starts libraries, threads and kernels
     what: dict[str, Callable[[], dict[str, float]]] = {
         "retrieval": lambda: ours(x, labels, shape.ks),
         "k-means, NMI and F1": lambda: clustering_metrics(x, labels),
@@ -353,7 +352,7 @@ class Bar(NamedTuple):
 
 
 def bars(results: dict[str, list[dict]], device: str) -> list[Bar]:
-    """What is demanded of our rows; rows whose package is missing are left out."""
+    """The bars that our rows must meet; those whose package is missing are left out."""
     known = {name: runs for name, runs in results.items() if "missing" not in runs[0]}
 
     def ratio(key: str, ours: str, other: str) -> float:
@@ -380,7 +379,7 @@ def bars(results: dict[str, list[dict]], device: str) -> list[Bar]:
 
 
 def bar_of_classes(results: dict[str, list[dict]]) -> Bar:
-    """No slower than the fastest peer."""
+    """The bar that ours is no slower than the fastest peer."""
     known = {
         name: median(runs, "seconds") for name, runs in results.items() if "missing" not in runs[0]
     }

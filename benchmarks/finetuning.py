@@ -1,11 +1,10 @@
-"""What resting blocks, PEFT and recomputation save: images a second, and memory for the backward.
+"""Savings of frozen blocks, PEFT and recomputation: images per second, memory for the backward.
 
     python benchmarks/finetuning.py [--model timm:vit_small_patch16_224] [--batch-size 8]
 
-A step is forward, backward and AdamW on random images, float32, random weights. Kept for the
-backward is what autograd saves between the two, parameters aside, each tensor once. `no_grad` is
-the same network with the forward of its resting blocks under torch.no_grad by hand: what resting
-could cost at the least.
+A step is forward, backward and AdamW on random images, float32, random weights. "Kept for the
+backward" is the memory of all tensors that autograd saves, except parameters. `no_grad` is the same
+network with its frozen blocks explicitly under torch.no_grad: the lowest possible cost.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ def build(model: str, recompute: bool = False, no_grad: bool = False, **describe
 
 
 def kept_for_backward(network: Any, images: torch.Tensor) -> int:
-    """Bytes that a forward keeps, parameters aside."""
+    """Bytes that a forward pass keeps for the backward, except parameters."""
     own = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
     seen: dict[int, int] = {}
 
@@ -62,7 +61,7 @@ def kept_for_backward(network: Any, images: torch.Tensor) -> int:
             seen[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    alive = []  # so that no address is used twice
+    alive = []  # kept alive, so that no address is used twice
     with torch.autograd.graph.saved_tensors_hooks(
         lambda tensor: (alive.append(tensor), pack(tensor))[1], lambda tensor: tensor
     ):

@@ -1,6 +1,6 @@
-"""Each loss as its paper's equation becomes when one writes it down directly in PyTorch.
+"""The papers' equations of the losses, written down directly in PyTorch.
 
-Full matrices, masks, exponentials before logarithms: what benchmarks/losses.py compares with.
+With full matrices, masks, and exponentials before logarithms; for benchmarks/losses.py.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ LEARNERS = 32  # masks of divide and conquer
 
 @dataclass
 class Batch:
-    """What all variants of a row are given; the tensors that learn are leaves.
+    """The inputs of all variants of a row; tensors that are learned are leaves.
 
-    ``learnt`` is our criterion, whose other parameters its plain formula uses too.
+    `learnt` is our criterion, whose other parameters the plain formula uses, too.
     """
 
     embeddings: Tensor
@@ -41,7 +41,7 @@ class Batch:
 
     @property
     def leaves(self) -> tuple[Tensor, ...]:
-        """All tensors that may get a gradient."""
+        """All tensors that may have a gradient."""
         own = () if self.learnt is None else self.learnt.parameters()
         return self.embeddings, self.second, self.proxies, self.margins, self.masks, *own
 
@@ -132,7 +132,7 @@ def triplet(batch: Batch) -> Tensor:
 
 
 def semihard(batch: Batch) -> Tensor:
-    """The semi-hard negative of each pair, one pair after the other."""
+    """The semi-hard negative of each pair, in a loop over the pairs."""
     distances, positive, negative = pair_distances(batch)
     total, pairs = torch.zeros((), device=distances.device), positive.nonzero().tolist()
     for anchor, partner in pairs:
@@ -144,7 +144,7 @@ def semihard(batch: Batch) -> Tensor:
 
 
 def n_pair(batch: Batch) -> Tensor:
-    """First against second image of each class."""
+    """N-pair: the first against the second image of each class."""
     vectors = 5 * F.normalize(batch.embeddings)
     rows = [(batch.labels == c).nonzero()[:2, 0] for c in batch.labels.unique()]
     first, second = torch.stack([row for row in rows if len(row) == 2]).T
@@ -153,7 +153,7 @@ def n_pair(batch: Batch) -> Tensor:
 
 
 def multi_similarity(batch: Batch) -> Tensor:
-    """Mining and loss of one image after the other."""
+    """Multi-similarity with mining, in a loop over the images."""
     unit = F.normalize(batch.embeddings)
     similarity = unit @ unit.T
     total = torch.zeros((), device=unit.device)
@@ -172,14 +172,14 @@ def multi_similarity(batch: Batch) -> Tensor:
 
 
 def every_triplet(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Each positive pair of the batch with one negative."""
+    """A triplet for each positive pair of the batch, with one negative."""
     same = labels[:, None] == labels
     anchors, positives = (same & ~torch.eye(len(same), dtype=torch.bool).to(same)).nonzero().T
     return anchors, positives, (~same)[anchors].int().argmax(dim=1)
 
 
 def margin(batch: Batch) -> Tensor:
-    """Margin loss, one triplet after the other."""
+    """Margin loss, in a loop over the triplets."""
     unit = F.normalize(batch.embeddings)
     total, active = torch.zeros((), device=unit.device), 0
     for a, p, n in zip(*(index.tolist() for index in every_triplet(batch.labels)), strict=True):
@@ -236,7 +236,7 @@ def mobius_distance(x: Tensor, y: Tensor, curvature: float = 0.1) -> Tensor:
 
 
 def pair_cross_entropy(batch: Batch, logits: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """A pair of places at a time; a class with fewer images has none in the later ones."""
+    """Cross-entropy, in a loop over pairs of places within the classes."""
     rows = [(batch.labels == c).nonzero()[:, 0] for c in batch.labels.unique()]
     total = torch.zeros((), device=batch.labels.device)
     for i in range(INSTANCES):
@@ -252,7 +252,7 @@ def pair_cross_entropy(batch: Batch, logits: Callable[[Tensor, Tensor], Tensor])
 
 
 def rank_gaps(batch: Batch) -> tuple[Tensor, Tensor]:
-    """What is how much nearer to image q than p is, (q, p, j), and whose class is that of q."""
+    """(q, p, j) by how much j is nearer to image q than p is, and the mask of q's class."""
     unit = F.normalize(batch.embeddings)
     similarity = unit @ unit.T
     gaps = similarity[:, None] - similarity[:, :, None]
@@ -265,7 +265,7 @@ def recall(batch: Batch) -> Tensor:
     itself = torch.eye(len(same), dtype=torch.bool, device=same.device)
     ranks = 1 + torch.sigmoid(gaps / 0.01).masked_fill(itself, 0).sum(dim=2)
     positive, total = same & ~itself, 0.0
-    for k in (min(k, len(same)) for k in (1, 2, 4, 8, 16)):  # none above the batch
+    for k in (min(k, len(same)) for k in (1, 2, 4, 8, 16)):  # at most the batch size
         hits = (torch.sigmoid(k - ranks) * positive).sum(dim=1).clamp_max(k)
         total = total + hits / positive.sum(dim=1).clamp_max(k) / 5
     return 1 - total.mean()
@@ -318,7 +318,7 @@ def hypergraph(batch: Batch) -> Tensor:
 
 
 def hierarchy(batch: Batch) -> Tensor:
-    """HIER; its triplets are drawn as ours are, so that both have the same."""
+    """HIER; its triplets are drawn like ours, so that both have the same ones."""
     points, ancestors = ball(batch.embeddings), ball(batch.learnt.ancestors)
     similarity = F.normalize(points) @ F.normalize(batch.proxies).T
     metric = proxy_terms(similarity, batch.labels, 0.1, 32.0)

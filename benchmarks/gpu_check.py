@@ -1,14 +1,13 @@
-"""Every GPU test and benchmark in one go, in under ten minutes: what `make gpu-check` runs.
+"""All GPU tests and benchmarks, in under ten minutes: the program of `make gpu-check`.
 
     python benchmarks/gpu_check.py [--quick] [--only tests losses] [--out FOLDER]
 
-Each part runs in a process of its own, with a limit of its own, and says what it finds as it goes.
-What docs/gpu.md has no figures of, or old ones, comes first. All limits together fit the whole, so
-that every part has its turn. A part that fails does not stop the others; one that hangs prints
-where each of its threads stands.
-FOLDER (logs/gpu-check) gets gpu_check.log, all that was printed, and gpu_check.json, how each part
-ended and what it printed, written anew after every part. Works without wandb, faiss and
-pytorch-metric-learning (what needs them is skipped and named).
+Each part runs in a process of its own, with a time limit, and its output is printed as it comes.
+Parts for which docs/gpu.md has no figures, or old ones, come first. The limits add up to the whole,
+so that every part runs. A part that fails does not stop the others; one that hangs prints the
+stacks of its threads. FOLDER (logs/gpu-check) contains gpu_check.log, all that was printed, and
+gpu_check.json, the status and the output of each part, written after every part. wandb, faiss and
+pytorch-metric-learning are not needed: parts that use them are skipped, and named.
 """
 
 from __future__ import annotations
@@ -38,13 +37,13 @@ sys.path.insert(0, str(ROOT))
 from storage import write_json
 from utils import InputError, sentence_errors
 
-LIMIT, QUICK_LIMIT = 540, 220  # seconds for all
-LAST_WORDS = 10  # seconds that a part which is over its limit has to print its stacks and end
+LIMIT, QUICK_LIMIT = 540, 220  # seconds for all parts
+LAST_WORDS = 10  # seconds for a part to print its stacks and end after its limit
 PACKAGES = ("torchvision", "timm", "sklearn", "faiss", "pytorch_metric_learning", "wandb")
 
 
 class Part(NamedTuple):
-    """What `python` is given, and the limit in seconds; the same for --quick, where it is in it."""
+    """Arguments of `python`, and a limit in seconds; those for --quick, if it includes the part."""
 
     arguments: str
     limit: int
@@ -52,13 +51,13 @@ class Part(NamedTuple):
     quick_limit: int = 0
 
 
-# Many tests start programs of their own, so that a few at once still share the card.
+# Many tests start programs of their own, so only a few of them run at once.
 AT_ONCE = "-n 6 --dist worksteal" if importlib.util.find_spec("xdist") else ""
 TESTS = f"-m pytest -m gpu {AT_ONCE} -vv -rfEs --tb short --durations 8 -o faulthandler_timeout=30"
 JPEG = "--sizes 224 --batch-size 180 --bn-freeze 1 --data jpeg"
 VIT = "timm:vit_small_patch16_224"
 PARTS = {
-    # Ten runs, five at a time; what ends after the limit is left out of its table.
+    # Ten runs, five at a time; runs that end after the limit are left out of the table.
     "precision": Part("benchmarks/precision.py --jobs 5 --epochs 4 --limit 60", 65),
     "evaluation": Part(
         "benchmarks/evaluation.py --ours --shapes all",
@@ -66,7 +65,7 @@ PARTS = {
         "benchmarks/evaluation.py --ours --shapes all --repeats 2",
         25,
     ),
-    # Twice the second network was slower than its profile says, another one each time.
+    # Twice the second network, another one each time, was slower than its profile says.
     "training": Part(
         f"benchmarks/training.py --models resnet50 bn_inception {VIT} {JPEG} --images 1000 "
         "--readings exact cuda --batches 16 --repeats 2 --limit 110",
@@ -93,7 +92,7 @@ PARTS = {
         "--readings cuda --batches 20 --limit 25",
         30,
     ),
-    # Small batches, so that 16 workers have some each.
+    # Small batches, so that each of 16 workers has some.
     "data": Part(
         "benchmarks/data.py --images 1000 --batch-size 30 --memory-images 3000 --repeats 1", 35
     ),
@@ -102,10 +101,7 @@ PARTS = {
 
 
 class Paper:
-    """The screen and gpu_check.log: what is printed goes to both, at once.
-
-    The file also has, before each line, the seconds that have passed.
-    """
+    """Prints to the screen and to gpu_check.log, where each line has the seconds since the start."""
 
     def __init__(self, file: TextIO) -> None:
         self.file = file
@@ -118,12 +114,12 @@ class Paper:
 
 
 def run(arguments: str, limit: float, paper: Paper) -> dict[str, object]:
-    """Runs a part to its end or its limit: how it ended, its seconds, and its output."""
+    """Runs a part until its end or its limit; returns its status, seconds and output."""
     start = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, *shlex.split(arguments)],
         cwd=ROOT,
-        # Its output comes as it is printed, and an abort prints the stacks.
+        # Its output is not buffered, and an abort prints the stacks.
         env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -152,7 +148,7 @@ def _read(process: subprocess.Popen[str], paper: Paper, said: list[str]) -> None
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """Ends a part, which prints its stacks, and then all that it has started."""
+    """Ends a part, which prints its stacks, and then all processes that it has started."""
     process.send_signal(signal.SIGABRT)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(LAST_WORDS)
@@ -161,7 +157,7 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 def chosen_parts(only: list[str], quick: bool) -> dict[str, tuple[str, int]]:
-    """Name → arguments and limit of the parts that are to run."""
+    """Name → arguments and limit, of the selected parts."""
     parts = {name: PARTS[name] for name in only}
     if not quick:
         return {name: (part.arguments, part.limit) for name, part in parts.items()}

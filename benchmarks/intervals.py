@@ -1,10 +1,10 @@
-"""How often 95 % intervals of R@1 hold the truth, and how true the printed errors of a search are.
+"""The coverage of 95 % intervals of R@1, and the accuracy of a search's printed error rates.
 
     python benchmarks/intervals.py              # two tables
     python benchmarks/intervals.py --samples 100
 
-Simulated, so that the truth is known: classes whose recalls are drawn from a distribution with that
-mean; and clusters of images, judged by other clusters of the same kind.
+They are simulated, so that the true values are known: classes whose recalls are drawn from a
+distribution with a given mean; and clusters of images, judged by other clusters of the same kind.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def beta(spread: float) -> Draw:
 
 
 def a_few_bad(rng: np.random.Generator, count: int, mean: float) -> np.ndarray:
-    """Some classes find about three of ten, the others all."""
+    """Recalls of about .3 for some classes, and of 1 for the others."""
     bad = rng.random(count) < (1 - mean) / 0.7
     return np.where(bad, rng.normal(0.3, 0.1, count).clip(0, 1), 1.0)
 
@@ -48,7 +48,7 @@ KINDS: dict[str, Draw] = {
 
 
 def held(draw: Draw, truth: float, classes: int, samples: int) -> tuple[float, float]:
-    """Shares of the samples in which the intervals hold the truth: ours, expanded percentiles."""
+    """Shares of the samples in which intervals contain the truth: ours, expanded percentiles."""
     rng, found = np.random.default_rng(0), []
     for seed in range(samples):
         sizes = rng.integers(4, 61, classes)
@@ -70,9 +70,9 @@ def clusters(rng: np.random.Generator, classes: int, images: int) -> np.ndarray:
 
 
 def errors(classes: int, images: int, samples: int) -> Iterator[tuple[float, float]]:
-    """Shares of queries with nothing of their class in the index that are called "same".
+    """For each sample, the share of queries without their class in the index that get "same".
 
-    Of each sample the one that is printed, and that for other classes, of an index as large.
+    Yields the share that is printed, and that of other classes in an index of the same size.
     """
     rng, labels = np.random.default_rng(0), np.repeat(np.arange(classes), images)
     for _ in range(samples):

@@ -1,13 +1,13 @@
-"""Runs that are killed again and again: do they end as if nothing had happened?
+"""Runs that are killed repeatedly: do they end with the same weights as undisturbed ones?
 
     python benchmarks/kills.py                   # 5 methods, 5 kills each; continues if stopped
     python benchmarks/kills.py --methods AMLoss --kills 2
 
-For each method one run goes through undisturbed, and one is killed with SIGKILL time after time, at
-random moments, in the middle of a save and in the middle of an evaluation, and is started again
-with the same command and --resume auto. At the end the weights of network and criterion must be
-equal bit for bit, a running mean of them too, and metrics.csv the same but for its timings. Small
-pictures of noise, a small network.
+For each method, one run is undisturbed, and another is killed with SIGKILL several times, at random
+moments, during a save and during an evaluation, and started again with the same command and
+--resume auto. At the end the weights of network and criterion, and their running mean, must be
+equal bit for bit, and metrics.csv equal except for timings. The pictures are small noise, and the
+network is small.
 """
 
 from __future__ import annotations
@@ -59,15 +59,15 @@ PHASES = {
     "advance": "between two steps",
     "prepare": "the start",
 }
-WHERE = "KILLED_WHILE"  # in the child's environment: the file that gets the phase
+WHERE = "KILLED_WHILE"  # environment variable of the child: the file for the phase of its end
 MOMENT = "KILLED_AT"  # "time 3.2", "save 4" or "evaluation 2"
 
 
-# --- the run that dies ----------------------------------------------------------------------------
+# --- the run that is killed -----------------------------------------------------------------------
 
 
 def die() -> None:
-    """Writes what the main thread is doing, and kills this process as a power cut would."""
+    """Writes what the main thread is doing, and kills this process with SIGKILL."""
     frame = sys._current_frames()[threading.main_thread().ident]
     names = [entry.name for entry in traceback.extract_stack(frame)]
     phase = next((said for name, said in PHASES.items() if name in names), "the start")
@@ -76,7 +76,7 @@ def die() -> None:
 
 
 def die_at(moment: str) -> None:
-    """Arranges the end of this process."""
+    """Arranges that this process is killed at a moment."""
     kind, _, number = moment.partition(" ")
     if kind == "time":
         timer = threading.Timer(float(number), die)
@@ -106,7 +106,7 @@ def _die_in_call(module: Any, name: str, number: int, half_written: bool = False
 
 
 def child(arguments: list[str]) -> None:
-    """train.py, with its end arranged."""
+    """Runs train.py in a process that is killed at its moment."""
     import options
 
     args = options.parse_train(arguments)
@@ -122,7 +122,7 @@ def child(arguments: list[str]) -> None:
 
 
 def start(command: list[str], folder: Path, moment: str | None = None) -> tuple[bool, str]:
-    """Runs to the end or to its kill; whether it came to the end, and what it was doing."""
+    """Runs until the end or the kill; returns whether it ended, and what it was doing."""
     where = folder / "where.txt"
     where.unlink(missing_ok=True)
     extra = {WHERE: str(where)} | ({MOMENT: moment} if moment else {})
@@ -140,14 +140,14 @@ def start(command: list[str], folder: Path, moment: str | None = None) -> tuple[
 
 
 def training_seconds(folder: Path) -> float:
-    """How long the run trained and evaluated."""
+    """The seconds that the run trained and evaluated."""
     with (folder / "run" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     return float(rows[-1]["seconds"]) + sum(float(r["evaluation_seconds"] or 0) for r in rows)
 
 
 def experiment(name: str, data: Path, folder: Path, kills: int, seed: int) -> dict[str, Any]:
-    """One method: the undisturbed run, the killed one, and whether they are equal."""
+    """Trains with one method, undisturbed and killed, and compares the two runs."""
     command = ["--dataset", f"folder:{data}", *SMALL, *METHODS[name].split()]
     start(command, folder / "whole")
     seconds = training_seconds(folder / "whole")
@@ -187,7 +187,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Makes what is missing, and prints the table; exit status 1 when a run came out different."""
+    """Runs missing experiments, and prints the table; exit status 1 if a run is different."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--kills", type=int, default=5, help="of each method")

@@ -28,36 +28,36 @@ from flags import Options
 from training.faults import CHECK_EVERY_ON_GPU
 
 READINGS = {
-    "memory": "",  # the embedded pictures, which ours holds decoded
+    "memory": "",  # the embedded pictures, which our loop keeps decoded
     "exact": "--decode exact",
     "cache": "--decode cache --cache-dir {folder}/cache",
     "cuda": "--decode cache --cache-dir {folder}/cache --data-device cuda",
 }
-"""Where ours takes its pixels from, and the flags that say so; {folder} holds the data."""
+"""The source of our loop's pixels → its flags; {folder} is the folder of the data."""
 
 
 class Way(Protocol):
     """A training loop, from stored picture to updated weights."""
 
     def begin(self) -> None:
-        """Starts what reads the data; what it has made ahead of time by then is thrown away."""
+        """Starts the workers, and discards the batches that they have prepared."""
 
     def step(self) -> None:
         """One step."""
 
     def waited(self) -> float:
-        """Seconds that its steps have waited for data since it was made or begun."""
+        """Seconds that its steps have waited for data since `begin`."""
 
     def end(self) -> None:
-        """Stops what reads the data, so that the other loop has the machine for itself."""
+        """Stops the workers, so that the other loop has the machine for itself."""
 
 
 class Ran(NamedTuple):
     """Seconds of some steps.
 
     Attributes:
-        seconds: until the last is done. asked: until the last was asked for. waited: for data, in
-            all of them. steps: of each.
+        seconds: until the last is done. asked: until the host had queued all work of the last.
+        waited: for data, in all of them. steps: of each.
     """
 
     seconds: float
@@ -67,7 +67,7 @@ class Ran(NamedTuple):
 
 
 def run(way: Way, batches: int, device: torch.device) -> Ran:
-    """So many steps; on a GPU each lasts from where it has done the one before."""
+    """Runs `batches` steps; on a GPU a step lasts from the end of the one before it."""
     on_gpu = device.type == "cuda"
 
     def now() -> torch.cuda.Event | float:
@@ -94,7 +94,7 @@ def run(way: Way, batches: int, device: torch.device) -> Ran:
 
 
 class EncodedPictures(PublishedDataset):
-    """Pictures in memory as encoded files, opened and transformed one by one."""
+    """Encoded files in memory, each of them opened and transformed."""
 
     def __init__(self, images: ImageSet, transform: Callable) -> None:
         super().__init__(images, transform)
@@ -108,9 +108,9 @@ def _encoded(picture: np.ndarray) -> io.BytesIO:
 
 
 def plain_transform(drawings: bool, size: int, spec: net.InputSpec) -> transforms.Compose:
-    """What is done to a PIL image: affine and colour to a drawing, crop and flip to a photograph.
+    """Transforms from a PIL image to a normalised tensor.
 
-    Then it becomes a normalised tensor.
+    They are affine and colour for drawings, crop and flip for photographs.
     """
     for_drawings = [
         transforms.RandomAffine(10, translate=(0.08, 0.08), scale=(0.75, 1.2), fill=255),
@@ -130,7 +130,7 @@ def plain_transform(drawings: bool, size: int, spec: net.InputSpec) -> transform
 
 
 class _BgrScaled:
-    """Blue first, in 0..255, as BN-Inception's weights want it."""
+    """BGR in 0..255, as BN-Inception's weights need it."""
 
     def __init__(self, spec: net.InputSpec) -> None:
         self.scale = spec.scale
@@ -140,7 +140,7 @@ class _BgrScaled:
 
 
 class _ForEver(Sampler):
-    """Shuffled epochs without end, so that no round meets the start of one."""
+    """Endless shuffled epochs, so that no round contains the start of an epoch."""
 
     def __init__(self, images: int) -> None:
         self.images = images
@@ -151,9 +151,9 @@ class _ForEver(Sampler):
 
 
 class PlainWay:
-    """float32, contiguous, a PIL image and torchvision's transforms an item, single modules."""
+    """The published loop: float32, contiguous memory, PIL and torchvision, modules one by one."""
 
-    PREFETCHED = 2  # batches for each worker, DataLoader's own choice
+    PREFETCHED = 2  # batches for each worker, DataLoader's default
 
     def __init__(self, args: Options, images: ImageSet, device: torch.device) -> None:
         self.network = net.build(net.Architecture(**net.Architecture.entries(vars(args))))
@@ -188,7 +188,7 @@ class PlainWay:
             next(self.batches)
 
     def step(self) -> None:
-        """One step; the loss is read, as the published loops do."""
+        """One step, in which the loss is read, as in the published loops."""
         start = time.perf_counter()
         images, labels = next(self.batches)
         self._waited += time.perf_counter() - start
@@ -203,7 +203,7 @@ class PlainWay:
         loss.item()
 
     def waited(self) -> float:
-        """By the host, whose GPU has nothing to do meanwhile: it has read the loss."""
+        """The time that the host has waited; its GPU is idle then, because the loss was read."""
         return self._waited
 
     def end(self) -> None:
@@ -218,7 +218,7 @@ class _OneEpoch(BatchSampler):
     """All epochs of a sampler as one, which lasts until it is `over`; see `_ForEver`.
 
     Attributes:
-        drawn: epochs of the sampler that were begun.
+        drawn: the number of the sampler's epochs that were begun.
     """
 
     def __init__(self, sampler: BatchSampler) -> None:
@@ -243,7 +243,7 @@ class _OneEpoch(BatchSampler):
 class OurWay:
     """train.py's loop."""
 
-    AHEAD = 2  # batches for each worker, as a DataLoader has them
+    AHEAD = 2  # batches for each worker, as in a DataLoader
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.training = train.prepare(args)
@@ -270,7 +270,7 @@ class OurWay:
             next(self.batches)
 
     def step(self) -> None:
-        """One step; the loss is read as often as the progress bar reads it."""
+        """One step; the loss is read as often as by the progress bar."""
         batch = next(self.batches)
         loss = train.step(self.training, batch)["loss"]
         on_cpu = self.training.precision.device.type == "cpu"
@@ -278,11 +278,11 @@ class OurWay:
             float(loss)
 
     def waited(self) -> float:
-        """As metrics.csv has it, by the GPU if there is one."""
+        """The seconds as in metrics.csv: those of the GPU, if there is one."""
         return self.training.loader.wait_seconds()
 
     def end(self) -> None:
-        """Takes what the workers have begun; they have nothing more to do."""
+        """Takes the batches that the workers have begun, after which they have no work."""
         self.sampler.over = True
         for _ in self.batches:
             pass

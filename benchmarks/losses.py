@@ -1,18 +1,18 @@
-"""Forward + backward of every loss, against pytorch-metric-learning and the plain formula.
+"""Time and memory of every loss, against pytorch-metric-learning and the plain formula.
 
     python benchmarks/losses.py [--repeats 9] [--only Proxy_Anchor AMLoss] [--device cuda]
     python benchmarks/losses.py --classes 1000000 --batch 512 --only Proxy_Anchor ArcFace --alone
 
-All variants of a row are called in turn, in one run, on the same batch in float32; the table has
-the median and, because other programs on the machine only ever slow a step down, the fastest call.
-Before anything is timed, ours and the plain formula must give the same loss. The plain formula is
-what the paper's equation becomes in PyTorch when one writes it down directly: full matrices, masks,
-exponentials before logarithms. "Operators" are those of PyTorch that compute something, of which
-each starts a kernel on a GPU, and little else takes time there. "Memory" is the peak a step adds,
-gradients included, where the system tells it. Pair losses do not depend on the number of classes
-and are timed once. ``--alone`` leaves the others out, for sizes that they have no memory for. On a
-machine that is not idle, set OMP_WAIT_POLICY=PASSIVE: threads that spin while they wait for each
-other would be timed instead.
+A call is a forward and a backward pass. All variants of a row are called in turn, in one run, on
+the same batch in float32; the table has the median, and the fastest call, because other programs on
+the machine can only slow a call down. Before the timing, ours and the plain formula must give the
+same loss. The plain formula is the paper's equation, written down directly in PyTorch: full
+matrices, masks, exponentials before logarithms. "Operators" are those of PyTorch that compute
+something: each starts a kernel on a GPU, where little else takes time. "Memory" is the peak that a
+call adds, with gradients, if the system reports it. Pair losses do not depend on the number of
+classes and are timed once. ``--alone`` leaves the others out, for sizes at which they run out of
+memory. On a machine that is not idle, set OMP_WAIT_POLICY=PASSIVE: otherwise threads that spin
+while they wait for each other would be timed.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ Step = Callable[[], Tensor]
 
 
 class Case(NamedTuple):
-    """A row: the plain formula, the library's, and ours as a criterion and what it is called with.
+    """A row: the plain formula, the library's loss, and our criterion with its inputs.
 
-    ``ours`` is the loss of that name unless it is told.
+    `ours` is by default our loss of the row's name.
     """
 
     name: str
@@ -138,7 +138,7 @@ CASES = (
 def variants(
     case: Case, batch: Batch, size: int, device: str, alone: bool = False
 ) -> dict[str, Step]:
-    """The steps to be timed: ours, the plain formula, the library's, on the same parameters."""
+    """The steps to time: ours, the plain formula's, the library's, with the same parameters."""
     criterion = case.criterion(len(batch.proxies), size).to(device)
     steps: dict[str, Step] = {"ours": lambda: criterion(*case.inputs(batch))}
     share_parameters(criterion, batch)
@@ -154,14 +154,14 @@ def variants(
 
 
 def share_parameters(criterion: nn.Module, batch: Batch) -> None:
-    """Make the batch's proxies and margins those of the criterion."""
+    """Makes the batch's proxies and margins the criterion's."""
     shared = {"proxies": batch.proxies, "margins": batch.margins}
     for module in criterion.modules():
         for name in shared.keys() & dict(module.named_parameters(recurse=False)).keys():
             if getattr(module, name).shape != shared[name].shape:
                 continue  # several proxies of a class
             del module._parameters[name]
-            setattr(module, name, shared[name])  # the leaf itself, so that its gradient is cleared
+            setattr(module, name, shared[name])  # the same leaf, so that its gradient is cleared
 
 
 # --- measuring ------------------------------------------------------------------------------------
@@ -174,7 +174,7 @@ def duration(step: Step, clear: Callable[[], None], device: str) -> float:
 
 
 def peak_mebibytes(step: Step, clear: Callable[[], None], device: str) -> float | None:
-    """What one pass adds to the memory at its peak, or None where the system does not tell."""
+    """The peak memory that one pass adds, or None if the system does not report it."""
     clear()
     try:
         memory = Memory(device)
@@ -196,7 +196,7 @@ class OperatorCount(TorchDispatchMode):
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Count it, and do it."""
+        """Counts an operator, and runs it."""
         name = function.overloadpacket.__name__
         self.count += not function.is_view and name not in self.IDLE
         return function(*args, **(kwargs or {}))
@@ -211,7 +211,7 @@ def operators(step: Step, clear: Callable[[], None]) -> int:
 
 
 def check_agreement(case: Case, steps: dict[str, Step]) -> None:
-    """Stop when ours and the plain formula differ."""
+    """Exits if ours and the plain formula differ."""
     values = []
     for kind in ("ours", "plain"):
         torch.manual_seed(1)
@@ -253,7 +253,7 @@ def measure(case: Case, classes: int, args: argparse.Namespace) -> str:
 
 
 def gain(times: dict[str, float]) -> float:
-    """How many times longer the faster of the others takes than ours."""
+    """The time of the faster one of the others, divided by ours."""
     return min(value for kind, value in times.items() if kind != "ours") / times["ours"]
 
 

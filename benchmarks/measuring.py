@@ -1,4 +1,4 @@
-"""What benchmarks measure with: seconds, memory, what a run reached, and the lines of a table."""
+"""Helpers of benchmarks: seconds, memory, the results of a run, and the lines of a table."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import torch
 
 
 def wait(device: torch.device | str) -> None:
-    """Until a GPU has done all that it was asked for."""
+    """Waits until a GPU has done all queued work."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def timed(work: Callable[[], object], device: torch.device | str) -> float:
-    """Seconds of a call, with all that it asks of the device."""
+    """Seconds of a call, with all work that it queues on the device."""
     wait(device)
     start = time.perf_counter()
     work()
@@ -28,10 +28,10 @@ def timed(work: Callable[[], object], device: torch.device | str) -> float:
 
 
 class Memory:
-    """What is taken at the peak from now on: allocated on a GPU, resident on a CPU (Linux).
+    """The peak memory from now on: allocated on a GPU, resident on a CPU (Linux).
 
     Raises:
-        OSError, AttributeError: the system does not tell.
+        OSError, AttributeError: the system does not report it.
     """
 
     def __init__(self, device: torch.device | str) -> None:
@@ -41,12 +41,12 @@ class Memory:
             torch.cuda.reset_peak_memory_stats()
             self.before = torch.cuda.memory_allocated()
             return
-        ctypes.CDLL(None).malloc_trim(0)  # what is freed and kept would hide what comes
+        ctypes.CDLL(None).malloc_trim(0)  # freed memory that is kept would be used first, unseen
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
         self.before = status("VmRSS")
 
     def peak(self) -> int:
-        """Bytes at the peak so far, beyond what there was."""
+        """Bytes at the peak so far, beyond those at the start."""
         now = torch.cuda.max_memory_allocated() if self.on_gpu else status("VmHWM")
         return now - self.before
 
@@ -71,6 +71,6 @@ def line(cells: Iterable[object]) -> str:
 
 
 def heads(titles: Iterable[str]) -> str:
-    """Its first two."""
+    """The first two lines of a Markdown table."""
     titles = list(titles)
     return f"{line(titles)}\n|{'---|' * len(titles)}"

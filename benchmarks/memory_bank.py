@@ -1,11 +1,11 @@
-"""What a memory bank costs: time and memory of a loss among the last N embeddings.
+"""The cost of a memory bank: time and memory of a loss with the last N embeddings.
 
     python benchmarks/memory_bank.py
     python benchmarks/memory_bank.py --device cuda --sizes 8192 65536
 
-Forward and backward of one batch, four images per class, against a full memory: ours, and
-pytorch-metric-learning's CrossBatchMemory around its own loss where it has one. N = 0 is the batch
-alone. Times are medians; memory is what a step adds at its peak.
+Forward and backward of one batch, four images per class, with a full memory: ours, and
+pytorch-metric-learning's CrossBatchMemory with its own loss, if it has one. N = 0 is the batch
+alone. Times are medians; memory is the peak that a step adds.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def steps_of(name: str, size: int, args: argparse.Namespace) -> dict[str, Callab
 
 
 def main() -> None:
-    """Prints a table, a row as it comes."""
+    """Prints a table, row by row."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[0, 1024, 8192, 65536])
     parser.add_argument("--only", nargs="+", choices=LOSSES, default=[*LOSSES])
@@ -98,7 +98,7 @@ def _medians(times: dict[str, list[float]]) -> dict[str, float]:
 
 
 def _nothing() -> None:
-    """No gradient is cleared: what it adds is small."""
+    """Does not clear gradients, whose memory is small."""
 
 
 if __name__ == "__main__":

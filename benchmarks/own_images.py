@@ -1,10 +1,11 @@
-"""Settings chosen for own images beside others: what each reaches on held-out classes, how fast.
+"""The settings that train.py chooses for the user's images, against others: metrics and time.
 
     python benchmarks/photos.py photos --products 60 --uneven --seed 5
     python benchmarks/own_images.py folder:photos
     python benchmarks/own_images.py folder:photos --only "image-size *" --seeds 1 2
 
-Each line is `train.py --dataset folder:photos`, with one setting changed, judged once at the end.
+Each row is `train.py --dataset folder:photos` with one setting changed, evaluated on held-out
+classes at the end.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ ALTERNATIVES = {
     "--decay-vectors 1 --warm 1",
     "pretrained none": "--pretrained none",
 }
-"""What is changed → the flags that change it; `half` and `twice` are of the chosen epochs."""
+"""Change → flags; `half` and `twice` mean the number of epochs that train.py chooses."""
 
 
 def trained(data: str, flags: list[str], epochs: int | None) -> dict[str, float]:
@@ -66,7 +67,7 @@ def trained(data: str, flags: list[str], epochs: int | None) -> dict[str, float]
 
 
 def main() -> None:
-    """Prints a table, row by row as it is known."""
+    """Prints a table, row by row."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data", help="folder:PATH or csv:FILE")
     parser.add_argument("--only", nargs="+", default=["*"], help="patterns of names")

@@ -2,10 +2,10 @@
 
     python benchmarks/page.py [--queries 60502] [--classes 11316] [--epochs 60]
 
-The embeddings are random around class centres, the photographs JPEGs of 500 × 375 in memory, the
-run an AMLoss with a margin per class and epoch. Timed is all that report.py does once it has the
-embeddings: neighbours, intervals, confusions, map, margins, proxies, thumbnails, HTML. With --out
-the page is kept.
+The embeddings are random around class centres, the photographs JPEGs of 500 × 375 in memory, and
+the run one with AMLoss, with a margin per class and epoch. The time is that of report.py once it
+has the embeddings: neighbours, intervals, confusions, map, margins, proxies, thumbnails, HTML. With
+--out the page is kept.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SIZE = 512
 
 
 def photographs(count: int = 20) -> list[bytes]:
-    """JPEG files of coarse noise: as many details as a photograph has, and as many bytes."""
+    """JPEG files of coarse noise, with about the detail and the size of photographs."""
     rng = np.random.default_rng(0)
     files = []
     for _ in range(count):
@@ -50,7 +50,7 @@ def photographs(count: int = 20) -> list[bytes]:
 
 
 class Photographs(ImageSet):
-    """Images that are decoded when they are looked at."""
+    """Images that are decoded when they are read."""
 
     files = photographs()
 
@@ -68,7 +68,7 @@ def images(split: str, count: int, classes: int) -> Photographs:
 
 
 def synthetic_page(record: Record, queries: int, classes: int, epochs: int) -> str:
-    """The page of a run of that size; `record` lends what is read from a run folder."""
+    """The page of a run of that size; `record` replaces the files of a run folder."""
     rng = np.random.default_rng(0)
     judged_images, trained = images("eval", queries, classes), images("train", 59_551, TRAINED)
     centres, noise = torch.randn(classes, SIZE), torch.randn(queries, SIZE)
@@ -101,7 +101,7 @@ def synthetic_page(record: Record, queries: int, classes: int, epochs: int) -> s
 
 
 def stand_in() -> Record:
-    """What a run folder would say."""
+    """A record with the contents of a run folder."""
     args = {"loss": "AMLoss", "dataset": "SOP", "model": "bn_inception", "given": []}
     return Record(Path("logs") / "synthetic", args, environment={}, rows=[], outcome={})
 

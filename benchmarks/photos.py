@@ -1,11 +1,10 @@
-"""Photographs of products, made up: a folder for each product, for trying out `folder:`.
+"""Makes artificial photographs of products, a folder for each, to try out `folder:`.
 
     python benchmarks/photos.py photos --products 72 --images 8
 
-A product is a silhouette with a few colours, a pattern and a label; products come in families that
-share the silhouette, so that some differ in the colours or the print alone. Each photograph shows
-it turned, tilted and cut off a little, on another background, in another light, with noise and
-blur, as JPEG.
+A product is a silhouette with a few colours, a pattern and a label. Families of products share the
+silhouette, so that some differ only in colours or print. Each photograph shows the product turned,
+tilted and cut off a little, on another background, in another light, with noise and blur, as JPEG.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ Colour = tuple[int, int, int]
 
 
 class Product(NamedTuple):
-    """What does not change from photograph to photograph."""
+    """The properties that are the same in all photographs of a product."""
 
     outline: list[tuple[float, float]]
     colours: list[Colour]
@@ -42,7 +41,7 @@ class Product(NamedTuple):
 
 
 def product(number: int, seed: int = 0) -> Product:
-    """Product `number`, the same each time."""
+    """Product `number`, reproducibly."""
     family = np.random.default_rng([seed, 1, number // FAMILY])
     own = np.random.default_rng([seed, 2, number])
     return Product(
@@ -57,7 +56,7 @@ def product(number: int, seed: int = 0) -> Product:
 
 
 def _outline(rng: np.random.Generator) -> list[tuple[float, float]]:
-    """A symmetric silhouette, as of something turned on a lathe, or a rounded box."""
+    """A symmetric silhouette, like that of a bottle, or a rounded box."""
     heights = np.linspace(0.06, 0.94, 40)
     if rng.random() < 0.3:  # a box: a superellipse
         power, across = rng.uniform(2.5, 8), rng.uniform(0.25, 0.44)
@@ -78,7 +77,7 @@ def _colour(rng: np.random.Generator) -> Colour:
 
 
 def drawn(thing: Product) -> Image.Image:
-    """The product on nothing: RGBA, SIDE pixels square."""
+    """The product on a transparent background: RGBA, SIDE pixels square."""
     surface = Image.new("RGB", (SIDE, SIDE), thing.colours[0])
     draw = ImageDraw.Draw(surface)
     second, step = thing.colours[1], thing.pitch
@@ -186,7 +185,7 @@ def _clutter(
 
 
 def _lit(scene: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """In another light: brightness from one side to the other, warmth, blur, noise."""
+    """The scene in another light: brightness from one side to the other, warmth, blur, noise."""
     pixels = np.asarray(scene, np.float32) / 255
     height, width = pixels.shape[:2]
     across = np.linspace(-1, 1, width)[None, :] * rng.normal(0, 0.15)
@@ -231,7 +230,7 @@ def write(
 
 
 def counts_of(products: int, images: int, uneven: bool, seed: int = 0) -> list[int]:
-    """How many photographs each product has: the same, or most few and some many."""
+    """The number of photographs of each product: equal, or few for most and many for some."""
     if not uneven:
         return [images] * products
     share = np.random.default_rng([seed, 4]).lognormal(0, 0.6, products)

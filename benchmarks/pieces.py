@@ -4,8 +4,8 @@
     python benchmarks/pieces.py --device cuda --model resnet50 --image-size 224 --micro-batch 100
 
 Forward, Proxy-Anchor and backward of random images, each batch size in a process of its own. Memory
-is the highest there was above that of the process with its network and images. What goes beyond
---limit GiB is not tried with the larger batches.
+is the peak beyond that of the process with its network and images. A way that exceeds --limit GiB
+is not tried with larger batches.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CLASSES = 100
 
 
 def step(args: argparse.Namespace, batch: int, pieces: int) -> tuple[float, float]:
-    """Peak memory in GiB above the start's, and seconds, of one step."""
+    """The peak memory that one step adds, in GiB, and its seconds."""
     device = torch.device(args.device)
     network = net.build(net.Architecture(args.model, 128, bn_freeze="affine", stem=args.stem))
     network.to(device, memory_format=torch.channels_last)
@@ -41,7 +41,7 @@ def step(args: argparse.Namespace, batch: int, pieces: int) -> tuple[float, floa
 
 
 def main() -> None:
-    """Prints a table, a row as it comes."""
+    """Prints a table, row by row."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--model", default="resnet18")

@@ -1,4 +1,4 @@
-"""What one writes who follows the papers directly: the peer of our losses and layers."""
+"""Direct implementations of the papers, with which our losses and layers are compared."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from net import layers
 
 
 def proxy_terms(similarity: Tensor, labels: Tensor, margin: float | Tensor, alpha: float) -> Tensor:
-    """Both terms of Proxy-Anchor by full masks and exponentials; similarity (B, C)."""
+    """Both terms of Proxy-Anchor with full masks and exponentials; similarity (B, C)."""
     positive = F.one_hot(labels, similarity.shape[1]).bool()
     zero = torch.zeros_like(similarity)
     pull = torch.where(positive, torch.exp(-alpha * (similarity - margin)), zero).sum(dim=0)
@@ -37,7 +37,7 @@ def _average_conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tens
 
 @contextlib.contextmanager
 def modules_one_by_one() -> Iterator[None]:
-    """Inside, a network calls convolution, BatchNorm and pooling as they stand in the papers."""
+    """Within it, a network calls convolution, BatchNorm and pooling as separate modules."""
     with (
         mock.patch.object(layers, "conv_norm", _conv_norm),
         mock.patch("net.bn_inception.conv_norm", _conv_norm),

@@ -1,11 +1,11 @@
-"""What post-processing gives a run: R@1, MAP@R and seconds, in one table.
+"""The effect of post-processing on a run: a table of R@1, MAP@R and seconds.
 
     python benchmarks/postprocessing.py logs/demo
 
-The held-out images of the run search among themselves, as `evaluate.py --metrics retrieval` with
-the flags of the row measures them, and then half of each class searches in the other half: there a
-gallery that is augmented has not seen the queries. Seconds are of the first search, whitening and
-embedding apart.
+The evaluation images search among themselves, as in `evaluate.py --metrics retrieval` with the
+flags of the row; then half of each class searches in the other half, so that the augmentation of
+the gallery does not use the queries. Seconds are of the first search, without whitening and
+embedding.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ NOTHING = Ranking(None, None, None)
 
 
 class Setting(NamedTuple):
-    """A row: whitened to how many numbers (None: not), and what is done before the ranking."""
+    """A row: the dimensions after whitening (None: not whitened), and the ranking's settings."""
 
     flags: str
     whiten: int | None
@@ -47,7 +47,7 @@ class Setting(NamedTuple):
 
 
 def expansion(k: int | None) -> Expansion | None:
-    """With alpha 3, as evaluate.py has it."""
+    """Expansion with evaluate.py's default alpha, 3."""
     return None if k is None else Expansion(k, 3.0)
 
 
@@ -74,7 +74,7 @@ def settings() -> list[Setting]:
 def searched(
     x: torch.Tensor, labels: np.ndarray, y: torch.Tensor | None, others: np.ndarray, how: Ranking
 ) -> dict[str, float]:
-    """The retrieval metrics of a search."""
+    """The retrieval metrics of a search with a setting."""
     made = postprocessed(x, y, how) if how else Searched(x, x if y is None else y)
     own = np.arange(len(x))
     found = metrics.retrieval_per_query(

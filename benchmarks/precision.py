@@ -4,9 +4,9 @@
     python benchmarks/precision.py --seeds 2 --epochs 1
     python benchmarks/precision.py --jobs 5           # so many runs at once, on a GPU
 
-Every run is train.py's own; a run that has its results.json is not made again. Each is told when it
-ends. The table has R@1 and MAP@R on the unseen classes: mean ± half of its 95 % interval and range
-over the seeds, and seconds; of the runs that ended, where --limit cuts others off (exit status 1).
+Each run is made by train.py, unless it already has a results.json, and is reported when it ends.
+The table has R@1 and MAP@R on the unseen classes (mean ± half of its 95 % interval, and range over
+the seeds) and seconds. If --limit cuts some runs off, it has those that ended; exit status 1.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ METRICS = ("R@1", "MAP@R")
 def train(
     folder: Path, recipe: str, precision: str, seed: int, epochs: int, end: float
 ) -> dict[str, float]:
-    """One run's metrics and seconds; made by train.py unless it is there already.
+    """The metrics and seconds of a run, which train.py makes if it does not exist yet.
 
     Raises:
-        subprocess.SubprocessError: it failed, or was not done at `end`, by the monotonic clock.
+        subprocess.SubprocessError: it failed, or had not ended at `end`, by the monotonic clock.
     """
     run = folder / f"{precision}_{epochs}_{seed}"
     if not (run / "results.json").is_file():
@@ -73,7 +73,7 @@ def row(precision: str, runs: list[dict[str, float]]) -> str:
 
 
 def main() -> None:
-    """Trains what is missing, and prints the table."""
+    """Trains missing runs, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipe", default="recipes/emoji_scratch.txt")
     parser.add_argument("--seeds", type=int, default=5)
@@ -84,7 +84,7 @@ def main() -> None:
     args = parser.parse_args()
     runs: dict[str, list[dict[str, float]]] = {precision: [] for precision in PRECISIONS}
     wanted = [(name, seed) for seed in range(1, args.seeds + 1) for name in PRECISIONS]
-    if args.jobs > 1:  # each its share of the cores, and not all of them
+    if args.jobs > 1:  # each run gets its share of the cores
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // args.jobs)))
     more, failed = (args.epochs, time.monotonic() + args.limit), 0
     with ThreadPoolExecutor(args.jobs) as pool:

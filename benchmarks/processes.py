@@ -1,15 +1,15 @@
-"""Are several processes the same as one? The largest difference after five steps, per method.
+"""Do several processes train like one? The largest difference after five steps, per method.
 
     python benchmarks/processes.py                 # 1 against 2 and 3, on the CPU
     python benchmarks/processes.py --device cuda   # 1 against 2 that share the GPU, by torchrun
     python benchmarks/processes.py --shard-proxies # the losses whose proxies can be divided
-    python benchmarks/processes.py --memory 400000 # what a process holds of so many classes
+    python benchmarks/processes.py --memory 400000 # a process's memory with so many classes
 
-Five optimisation steps on small pictures (on the CPU with a last batch smaller than the others) by
-one process, and by several gloo processes on this machine: losses, weights and buffers of network
-and criterion are compared, absolutely below 1 and relatively above. What the tests check, as a
-table. `--memory` instead takes two steps of Proxy-Anchor with AdamW (d = 512, 256 images in all)
-and prints the highest memory of a process beyond what it began with.
+Five optimisation steps on small pictures (on the CPU with a smaller last batch) by one process, and
+by several gloo processes on this machine: losses, weights and buffers of network and criterion are
+compared, absolutely below 1 and relatively above. The tests check the same. `--memory` instead runs
+two steps of Proxy-Anchor with AdamW (d = 512, 256 images in all) and prints the peak memory that
+they add to a process.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 
 
 def forked(images: Path, folder: Path, flags: str, more: str = "") -> list[float]:
-    """Differences of two and of three processes, which have `more` flags, on the CPU."""
+    """Differences of two and of three processes, with the flags `more`, on the CPU."""
     alone, found = five_steps(images, flags), []
     for count in (2, 3):
         results = together.run(count, partial(five_steps, images, f"{flags} {more}"), folder)
@@ -50,7 +50,7 @@ def forked(images: Path, folder: Path, flags: str, more: str = "") -> list[float
 
 
 def sharing_the_gpu(images: Path, folder: Path, flags: str, more: str = "") -> list[float]:
-    """The difference of two processes on one GPU: train.py's own command lines."""
+    """The difference of two processes on one GPU, by command lines of train.py."""
     words = [*tiny.NETWORK, "--dataset", f"folder:{images}", "--warm", "0", "--amp", "off"]
     words += [*flags.split(), "--max-steps", "5", "--LOG_DIR", str(folder)]
     states = []
@@ -66,7 +66,7 @@ def sharing_the_gpu(images: Path, folder: Path, flags: str, more: str = "") -> l
 
 
 def proxies_held(classes: int) -> dict[str, torch.Tensor]:
-    """MiB that two steps of this process take at their peak, and the seconds of the second."""
+    """The peak MiB that two steps add to this process, and the seconds of the second step."""
     before = status("VmRSS")
     torch.manual_seed(0)
     objective = losses.compose("Proxy_Anchor", classes, embedding_size=512)
@@ -85,12 +85,12 @@ def proxies_held(classes: int) -> dict[str, torch.Tensor]:
         objective(losses.Embeddings(embeddings), labels).backward()
         processes.sum_gradients(objective.parameters())
         optimiser.step()
-    peak = (status("VmHWM") - before) / 2**20  # with what building took
+    peak = (status("VmHWM") - before) / 2**20  # with the memory for building
     return {"MiB": torch.tensor(peak), "seconds": torch.tensor(time.perf_counter() - start)}
 
 
 def print_memory(classes: int) -> None:
-    """Prints what a process holds, alone and as one of two that have half of the proxies each."""
+    """Prints the memory of a process alone, and of one of two with half of the proxies each."""
     print(heads(("processes", "MiB of each", "seconds")), flush=True)
     for count in (1, 2):
         with tempfile.TemporaryDirectory() as name:
@@ -118,7 +118,7 @@ def main() -> None:
         places = [Path(name) / str(number) for number in range(len(methods))]
         for place in places:
             place.mkdir()
-        # Forked processes want a quiet parent; programs of their own may run side by side.
+        # Forking needs a parent without threads; separate programs may run at the same time.
         together_map = pool.map if on_gpu else map
         more = DIVIDED if args.shard_proxies else ""
         ways = partial(sharing_the_gpu if on_gpu else forked, images, more=more)

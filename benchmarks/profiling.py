@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: the device's arithmetic, the host, waiting for data."""
+"""The time of a training step: the device's arithmetic, the host, waiting for data."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from devices import Precision
 from training.state import Training
 
 ON_DEVICE = {"kernel", "gpu_memcpy", "gpu_memset"}
-"""How a trace calls what a GPU does; on a CPU the operators themselves (`cpu_op`) are the work."""
+"""A trace's categories of a GPU's work; on a CPU they are the operators themselves (`cpu_op`)."""
 NAME_LENGTH = 72  # of a kernel in the table; templates have names of several lines
-SQUARE = {"cuda": 8192, "cpu": 2048}  # side of the matrices whose product stands for the peak
+SQUARE = {"cuda": 8192, "cpu": 2048}  # side of the matrices by whose product the peak is measured
 WARM_UP = 3
 ROUNDS = 3
-TOP = 10  # kernels that are named
+TOP = 10  # kernels in the table
 
 
 class Busy(NamedTuple):
-    """What a trace says of a device.
+    """The work of a device in a trace.
 
     Attributes:
-        seconds: in which it computed, whatever number of kernels ran side by side.
-        kernels: name → seconds and number of calls, the longest first. On a CPU an operator's time
-            is its own, without the operators it calls.
+        seconds: in which at least one kernel ran.
+        kernels: name → seconds and number of calls, the longest first. On a CPU the time of an
+            operator is without that of the operators that it calls.
     """
 
     seconds: float
@@ -48,13 +48,13 @@ class Profile(NamedTuple):
     """A step of `images` images, seconds each.
 
     Attributes:
-        step: one step, with nothing watching. asked: until the host had asked for all of it.
-        waited: the device, for the next batch.
-        ready: a step on a batch that lies on the device, so that `step` less it is what data cost.
+        step: a step without the profiler. asked: until the host had queued all of its work.
+        waited: by the device, for the next batch.
+        ready: a step on a batch that is on the device already; `step` less it is the cost of data.
         bare: forward and backward of the network alone, on such a batch.
-        busy: the device computed, None where the profiler saw nothing. kernels: see `Busy`, for one
+        busy: the device's work; None if the profiler recorded none. kernels: see `Busy`, for one
             step. flops: of the bare network. peak: FLOP/s of a large matrix product in the
-            network's precision. memory: bytes, the most at a time (GPU).
+            network's precision. memory: the peak in bytes (GPU).
     """
 
     images: int
@@ -82,9 +82,9 @@ class Profile(NamedTuple):
 
 
 def profile_step(way: OurWay, batches: int) -> Profile:
-    """Measures our loop: steps undisturbed and the bare network, in turn, then under a profiler.
+    """Measures our loop: undisturbed steps and the bare network in turn, then with a profiler.
 
-    The way is begun and ended here. The figures are medians of `ROUNDS` rounds of so many batches.
+    It begins and ends the way. The figures are medians of `ROUNDS` rounds of `batches` each.
     """
     training = way.training
     device = training.precision.device
@@ -121,7 +121,7 @@ def profile_step(way: OurWay, batches: int) -> Profile:
 
 
 def forward_backward(training: Training, batch: Batch) -> None:
-    """The network alone: no loss worth the name, no optimiser, no look at the gradients."""
+    """The network alone, with a trivial loss, without optimiser, and without checking gradients."""
     training.network.zero_grad(set_to_none=True)
     with training.precision.autocast():
         embedding = training.network(batch.images).embedding
@@ -129,24 +129,24 @@ def forward_backward(training: Training, batch: Batch) -> None:
 
 
 def flops_of(training: Training, batch: Batch) -> int:
-    """Floating-point operations of `forward_backward`, a multiplication and an addition being two.
+    """Floating-point operations of `forward_backward`: a multiplication and an addition are two.
 
-    Counted by torch from the shapes of convolutions, matrix products and attention.
+    torch counts them from the shapes of convolutions, matrix products and attention.
     """
     training.network.zero_grad(set_to_none=True)
-    training.network.record(False)  # a recording runs unseen
+    training.network.record(False)  # torch cannot count the operators of a recording
     with FlopCounterMode(display=False) as counter:
         with training.precision.autocast():
-            # forward itself, so that a compiled network is counted as the plain one it computes.
+            # `forward` itself, so that a compiled network is counted like the plain one.
             embedding = training.network.forward(batch.images).embedding
         embedding.sum().backward()
     return counter.get_total_flops()
 
 
 def peak(precision: Precision) -> float:
-    """FLOP/s of a large square matrix product, the best of some; float32 as convolutions have it.
+    """FLOP/s of a large square matrix product, the best of some.
 
-    On a GPU cuDNN's float32 convolutions use TF32 unless told otherwise, so the product does too.
+    On a GPU, cuDNN's float32 convolutions use TF32 by default, so this product does, too.
     """
     side, device = SQUARE[precision.device.type], precision.device
     one = torch.randn(side, side, device=device, dtype=precision.dtype)
@@ -161,16 +161,16 @@ def peak(precision: Precision) -> float:
 
 
 def _seconds_of(work: Callable[[], object], times: int, device: torch.device) -> float:
-    """Seconds of one, the mean of so many after one more."""
+    """Seconds of one call: the mean of `times` calls after a first one."""
     work()
     return timed(lambda: [work() for _ in range(times)], device) / times
 
 
 def _traced(way: OurWay, batches: int, device: torch.device, step: float) -> Busy | None:
-    """What the device does in one step, the mean of so many; None if the trace is empty.
+    """The device's work in one step, the mean of `batches`; None if the trace is empty.
 
-    A GPU's kernels take as long when they are watched. A CPU's operators take longer, so their
-    times are brought to those of an undisturbed `step`.
+    The profiler does not slow down a GPU's kernels. It slows down a CPU's operators, so their times
+    are scaled to those of an undisturbed `step`.
     """
     on_gpu = device.type == "cuda"
     activity = ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU
@@ -195,10 +195,10 @@ def _traced(way: OurWay, batches: int, device: torch.device, step: float) -> Bus
 
 
 def busy(events: Iterable[dict[str, Any]], categories: set[str]) -> Busy:
-    """What the events of these categories say; `events` are those of a Chrome trace.
+    """The work in the events of these categories of a Chrome trace.
 
-    Time is counted once where kernels of several streams overlap. Where one event lies within
-    another of its own thread, as an operator within the one that calls it, each has its own share.
+    Time in which kernels of several streams overlap is counted once. If an event is within another
+    one of its thread, like an operator within the one that calls it, its time is not the other's.
     """
     lines: dict[tuple, list[tuple[float, float, str]]] = {}
     for event in events:
@@ -217,7 +217,7 @@ def busy(events: Iterable[dict[str, Any]], categories: set[str]) -> Busy:
 
 
 def _own_times(spans: list[tuple[float, float, str]]) -> Counter[str]:
-    """Name → seconds of the spans (start, length, name) of one thread, less the spans in them."""
+    """Name → seconds of the spans (start, length, name) of a thread, without spans within them."""
     own, open_spans = Counter[str](), list[tuple[float, str]]()
     for start, length, name in sorted(spans, key=lambda span: (span[0], -span[1])):
         while open_spans and open_spans[-1][0] <= start:
@@ -230,7 +230,7 @@ def _own_times(spans: list[tuple[float, float, str]]) -> Counter[str]:
 
 
 def length_of_union(spans: Iterable[tuple[float, float]]) -> float:
-    """The length of what the spans (start, end) cover together."""
+    """The length of the union of spans (start, end)."""
     total, reached = 0.0, -math.inf
     for start, end in sorted(spans):
         total += max(0.0, end - max(start, reached))
@@ -238,7 +238,7 @@ def length_of_union(spans: Iterable[tuple[float, float]]) -> float:
     return total
 
 
-# --- telling --------------------------------------------------------------------------------------
+# --- printing -------------------------------------------------------------------------------------
 
 
 def as_text(found: Profile) -> str:

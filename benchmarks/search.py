@@ -1,14 +1,14 @@
-"""How fast, how small and how right the searches of an index are, with faiss and usearch beside.
+"""Speed, memory and accuracy of the searches of an index, compared with faiss and usearch.
 
     python benchmarks/search.py                      # 100,000 vectors of 512 numbers
     python benchmarks/search.py --size 1000000 --threads 2
     python benchmarks/search.py --only exact int8 graph
 
-The vectors are made: clusters of 20 around centres that lie near a plane of 64 dimensions, and
-queries drawn from the same clusters. R@1 asks for a neighbour of the query's own cluster; agreement
-is the share of the 10 nearest that a search has in common with the exact one. Each kind runs in a
-process of its own; its memory is how much that process grows by opening and searching. The folder
-(--folder) needs 2 to 4 kB a vector, and is used again by the next call.
+The vectors are synthetic: clusters of 20 around centres that are near a 64-dimensional subspace,
+and queries drawn from the same clusters. R@1 counts nearest neighbours of the query's cluster;
+agreement is the share of the 10 nearest that a search has in common with the exact one. Each kind
+runs in a process of its own; its memory is the growth of the process by opening and searching. The
+folder (--folder) needs 2 to 4 kB per vector, and is used again by the next call.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from utils import InputError, sentence_errors
 KINDS = ("exact", "int8", "binary", "graph", "faiss-flat", "faiss-hnsw", "faiss-ivf", "usearch")
 QUERIES, BATCH, TOP, IN_CLUSTER, NOISE, RECORD = 1024, 64, 10, 20, 1.6, 8192
 
-IN_VIEW = 256  # nodes, of the graphs of others
+IN_VIEW = 256  # nodes in the search list of the other libraries' graphs
 
 # --- vectors --------------------------------------------------------------------------------------
 
@@ -55,7 +55,7 @@ def clustered(count: int, size: int, clusters: np.ndarray, seed: int) -> np.ndar
     noise = np.random.default_rng(seed)
     for start in range(0, count, RECORD):
         part = clusters[start : start + RECORD]
-        # A centre is a function of its number alone, so that they need no memory.
+        # A centre is a function of its number, so that centres need no memory.
         draws = np.stack([_draws(cluster, size) for cluster in part.tolist()])
         centres = draws[:, :64] @ plane + 0.3 * draws[:, 64:]
         centres /= np.linalg.norm(centres, axis=1, keepdims=True)
@@ -70,7 +70,7 @@ def _draws(cluster: int, size: int) -> np.ndarray:
 
 
 def prepare(folder: Path, count: int, size: int) -> None:
-    """Vectors, queries and their clusters, and an index with each kind of codes."""
+    """Makes vectors, queries and their clusters, and an index with each kind of codes."""
     if (folder / "done").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -116,7 +116,7 @@ Search = Callable[[np.ndarray], np.ndarray]
 
 
 def ours(folder: Path, kind: str, _: argparse.Namespace) -> tuple[Search, dict[str, Any]]:
-    """A search of an index of ours."""
+    """A search of one of our indexes."""
     path = folder / f"{'none' if kind in ('exact', 'graph') else kind}.index"
     facts: dict[str, Any] = {}
     if kind == "graph":
@@ -157,7 +157,7 @@ def faiss_index(folder: Path, kind: str, args: argparse.Namespace) -> tuple[Sear
 
 
 def usearch_index(folder: Path, _: str, args: argparse.Namespace) -> tuple[Search, dict[str, Any]]:
-    """usearch by itself, with the numbers of our graph, whose scores are not made exact."""
+    """usearch by itself, with the settings of our graph, without exact scores."""
     from usearch.index import Index as Usearch
 
     vectors = np.load(folder / "vectors.npy", mmap_mode="r")
@@ -190,7 +190,7 @@ def measure(kind: str, args: argparse.Namespace) -> dict[str, Any]:
     make = faiss_index if "faiss" in kind else usearch_index if kind == "usearch" else ours
     began = time.perf_counter()
     search, facts = make(folder, kind, args)
-    found = search(queries[:BATCH])  # what is read once is read
+    found = search(queries[:BATCH])  # the first call reads the files
     facts["first_seconds"] = time.perf_counter() - began
     facts["memory_mb"] = _memory() - before
     times = []
@@ -218,8 +218,8 @@ def measure(kind: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _memory() -> float:
-    """The most that this process has had in memory, in MB, files that it looks at included."""
-    # Not getrusage's, which begins with what the process had that started this one.
+    """The peak memory of this process in MB, with mapped files."""
+    # Not getrusage's, which starts with the memory of the parent process.
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1e3
 

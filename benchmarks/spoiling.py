@@ -1,7 +1,7 @@
-"""Ways in which a file goes wrong: damaged as it is written, or hostile without a checksum.
+"""Ways to spoil a file: damage that a checksum reveals, and hostile contents without a checksum.
 
-Each takes the content of a file and a random generator, and gives another content. damage.py tries
-them on a run.
+Each takes the content of a file and a random generator, and returns another content. damage.py
+tries them on a run.
 """
 
 from __future__ import annotations
@@ -16,35 +16,35 @@ from typing import Any
 import numpy as np
 import torch
 
-# --- damage to a file as it is written ------------------------------------------------------------
+# --- damage to a file with a checksum -------------------------------------------------------------
 
 
 def flip_a_bit(content: bytes, rng: random.Random) -> bytes:
-    """One bit is another."""
+    """Changes one bit."""
     changed = bytearray(content)
     changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
     return bytes(changed)
 
 
 def overwrite(content: bytes, rng: random.Random) -> bytes:
-    """A stretch of bytes is noise, or zeros."""
+    """Replaces some consecutive bytes by noise, or zeros."""
     start, length = rng.randrange(len(content)), rng.choice([4, 64, 512])
     noise = rng.choice([b"\0", b"\xff", rng.randbytes(1)]) * length
     return (content[:start] + noise + content[start + length :])[: len(content)]
 
 
 def cut(content: bytes, rng: random.Random) -> bytes:
-    """The end is missing, or nearly all."""
+    """Cuts off the end, or nearly all."""
     return content[: rng.choice([0, 1, rng.randrange(len(content)), len(content) - 1])]
 
 
 def append(content: bytes, rng: random.Random) -> bytes:
-    """There is more than there was."""
+    """Appends bytes."""
     return content + rng.choice([b"\0", b"\n", rng.randbytes(200), content])
 
 
 def exchange_parts(content: bytes, rng: random.Random) -> bytes:
-    """Two pieces of equal length change places."""
+    """Exchanges two pieces of equal length."""
     length = max(1, min(256, len(content) // 4))
     first = rng.randrange(len(content) - 2 * length + 1)
     second = rng.randrange(first + length, len(content) - length + 1)
@@ -54,14 +54,14 @@ def exchange_parts(content: bytes, rng: random.Random) -> bytes:
 
 
 def change_a_digit(content: bytes, rng: random.Random) -> bytes:
-    """One number is another."""
+    """Changes a digit."""
     digits = [place for place, byte in enumerate(content) if chr(byte).isdigit()]
     place = rng.choice(digits or [0])
     return content[:place] + str(rng.randrange(10)).encode() + content[place + 1 :]
 
 
 def exchange_members(content: bytes, rng: random.Random) -> bytes:
-    """Two members of an archive change their names; all of their sums are right."""
+    """Exchanges the names of two members of an archive, whose own checksums remain right."""
     archive = zipfile.ZipFile(io.BytesIO(content))
     names = archive.namelist()
     a, b = rng.sample(names, 2)
@@ -90,7 +90,7 @@ VALUES = (
 
 
 def spoil_value(content: Any, rng: random.Random) -> Any:
-    """A plain value, nested as it is, in which one entry is another, is gone, or has moved."""
+    """Changes, removes or moves one entry of a nested plain value."""
     if isinstance(content, dict) and content and rng.random() < 0.9:
         key = rng.choice(list(content))
         match rng.randrange(6):
@@ -104,7 +104,7 @@ def spoil_value(content: Any, rng: random.Random) -> Any:
 
 
 def spoil_json(content: bytes, rng: random.Random) -> bytes:
-    """JSON of another shape, encoding or depth."""
+    """Changes the shape, encoding or depth of JSON."""
     match rng.randrange(8):
         case 0:
             return rng.choice([b"[" * 100_000, b"{}", b"[]", b"3", b"null", b"\xff\xfe{}", b"NaN"])
@@ -119,7 +119,7 @@ CELLS = ("", "x", "-1", "nan", "inf", "1e999", "9" * 400, "1.5", '"', "\udcff", 
 
 
 def spoil_csv(content: bytes, rng: random.Random) -> bytes:
-    """Cells that are no numbers, and lines that are no rows."""
+    """Makes cells that are not numbers, and lines that are not rows."""
     lines = [line.split(",") for line in content.decode().splitlines()]
     match rng.randrange(7):
         case 0:
@@ -140,7 +140,7 @@ def spoil_csv(content: bytes, rng: random.Random) -> bytes:
 
 
 def spoil_npz(content: bytes, rng: random.Random) -> bytes:
-    """Arrays of another kind, shape or size, or none at all."""
+    """Changes the type, shape or size of arrays, or removes them."""
     archive = zipfile.ZipFile(io.BytesIO(content))
     members = {name: archive.read(name) for name in archive.namelist()}
     name = rng.choice(list(members))
@@ -174,7 +174,7 @@ def _npy(array: np.ndarray) -> bytes:
 
 
 def spoil_pth(content: bytes, rng: random.Random) -> bytes:
-    """A checkpoint in which an entry or a tensor is another."""
+    """Changes an entry or a tensor of a checkpoint."""
     if rng.random() < 0.2:
         return flip_a_bit(content, rng)
     stored = torch.load(io.BytesIO(content), weights_only=True)
@@ -199,7 +199,7 @@ def _spoilt_tensors(content: Any, rng: random.Random) -> Any:
 
 
 def spoil_pixels(content: bytes, rng: random.Random) -> bytes:
-    """Pixels have no contents that could be hostile; see above."""
+    """Damages pixels, which cannot be hostile, like a file with a checksum."""
     return rng.choice(DAMAGES)(content, rng)
 
 
@@ -213,7 +213,7 @@ HOSTILE = {
 
 
 def without_checksum(file: Path, run: Path, content: bytes) -> bytes:
-    """The file as an older version wrote it."""
+    """Removes the checksum of a file; returns the content as an older version wrote it."""
     (run / "checksums.json").unlink(missing_ok=True)
     if file.suffix not in (".pth", ".npz"):
         return content

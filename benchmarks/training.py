@@ -1,24 +1,25 @@
-"""Images per second of our training loop against the plain published way, in one run.
+"""Images per second of our training loop and of the published one, in one run.
 
     python benchmarks/training.py [--models bn_inception resnet50] [--batches 20] [--repeats 3]
     python benchmarks/training.py --data jpeg --sizes 224 --bn-freeze 1      # from JPEG files
-    python benchmarks/training.py --profile                       # where the time of a step goes
+    python benchmarks/training.py --profile                       # the parts of a step's time
     python benchmarks/training.py --alone --more "--loss RecallAtK --IPC 8 --micro-batch 50"
 
 Both sides train the same network on the same pictures, from the same start, with the same loss
 (Proxy-Anchor), batch size and number of workers, from stored picture to updated weights. The plain
-way is what the published codes do: float32, contiguous memory, each image opened with PIL and
+way is that of the published codes: float32, contiguous memory, each image opened with PIL and
 transformed by torchvision in a DataLoader's workers, BatchNorm and convolution as separate modules.
 Ours is `train.step` with train.py's defaults. The pictures are the embedded ones, or, with `--data
-jpeg`, generated photographs of 500×375 in files, which ours reads in each way of `--readings`.
-Rounds of all take turns, so that a change of the machine's speed hits all; the table has the
-medians. A round begins with empty queues: what workers made ahead while nobody trained is no speed.
-No round meets the start of an epoch, and none is beside workers that still fill another's queue. On
-a GPU standard error has a line for each: the middle and the slowest step, as the GPU saw them, how
-many were replayed from a recording, and how often memory was asked of the driver or given back.
+jpeg`, generated photographs of 500×375 in files, which ours reads in each way of `--readings`. The
+rounds of all ways take turns, so that changes of the machine's speed affect all; the table has the
+medians. A round begins with empty queues, because batches that workers have prepared before it
+would count as speed. No round contains the start of an epoch, or runs beside workers that still
+fill another one's queue. On a GPU, standard error has a line for each round: the median and the
+slowest step, as measured by the GPU, the number of replayed steps, and how often memory was
+requested from the driver or returned.
 
-Every row is printed, and written to --json, when it is ready. A row that fails is reported and the
-others go on; exit status 1. After --limit seconds the program ends, and says where it stood.
+Every row is printed, and written to --json, when it is ready. If a row fails, it is reported and
+the others continue; exit status 1. After --limit seconds the program ends, and prints its stacks.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ from net.replay import Tape
 from utils import sentence_errors
 
 NORMS = {"0": "trained", "1": "frozen"}
-WARM_UP = 4  # steps of a round that are not timed; on a GPU a step is recorded in them
+WARM_UP = 4  # steps of a round that are not timed; on a GPU one of them is recorded
 HEADINGS = (
     *("network", "pixels", "batch", "BatchNorm", "data"),
     *("plain, images/s", "ours, images/s", "ratio", "waiting: plain", "ours"),
@@ -69,7 +70,7 @@ GPU_HEADINGS = ("GiB: plain", "ours")
 
 
 class Setting(NamedTuple):
-    """What the two sides have in common."""
+    """The settings that both sides share."""
 
     model: str
     size: int
@@ -88,7 +89,7 @@ class Setting(NamedTuple):
         return [*command.split(), *given.more.split()]
 
     def cells(self) -> list[str]:
-        """The first of a row."""
+        """The first cells of a row."""
         return [self.model, f"{self.size}", f"{self.batch}", NORMS[self.freeze]]
 
 
@@ -96,9 +97,9 @@ class Round(NamedTuple):
     """One round of a way.
 
     Attributes:
-        rate: images per second. waiting: the share of the time in which it waited for data.
-        steps: seconds of each. seen: what happened in it that may have made it slow, see `Seen`.
-        card: what the GPU said of itself meanwhile, see benchmarks/card.py.
+        rate: images per second. waiting: the share of the time that it waited for data.
+        steps: seconds of each. seen: events that may have made it slow, see `Seen`.
+        card: the GPU's clock, power and temperature, see benchmarks/card.py.
     """
 
     rate: float
@@ -108,7 +109,7 @@ class Round(NamedTuple):
     card: str
 
     def as_text(self) -> str:
-        """Whether all of it was slow, or one step; and what was seen."""
+        """The median and the slowest step, and what may have made them slow."""
         middle, slowest = 1e3 * statistics.median(self.steps), 1e3 * max(self.steps)
         seen = [f"{count} {name}" for name, count in self.seen.items() if count]
         seen = ", ".join(seen + [self.card] * bool(self.card))
@@ -116,7 +117,7 @@ class Round(NamedTuple):
 
 
 class Seen:
-    """Counts what makes a round slow, or should make it fast, in this process."""
+    """Counts events in this process that make a round slow, or should make it fast."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -130,7 +131,7 @@ class Seen:
         Tape.play = counted
 
     def counts(self) -> dict[str, int]:
-        """Since the process began: steps replayed, memory from and to the driver, collections."""
+        """Counts since the start: replayed steps, memory from and to the driver, collections."""
         found = {"replayed": self.replayed}
         if self.device.type == "cuda":
             memory = torch.cuda.memory_stats(self.device)
@@ -143,8 +144,8 @@ class Rounds:
     """One way's rounds.
 
     Attributes:
-        rounds: each. memory: bytes of the GPU that it needs at most, what it keeps between its
-            rounds included.
+        rounds: all of them. memory: the peak of GPU memory in bytes, with that which is kept
+            between rounds.
     """
 
     def __init__(self, way: Way, batch: int, held: int) -> None:
@@ -155,7 +156,7 @@ class Rounds:
         self.memory = 0
 
     def add(self, batches: int, device: torch.device, seen: Seen) -> None:
-        """Runs one more."""
+        """Runs another round."""
         self.way.begin()
         run(self.way, WARM_UP, device)
         before = _allocated(device)
@@ -178,7 +179,7 @@ class Rounds:
 
     @property
     def waiting(self) -> float:
-        """Median share of a round in which it waited for data."""
+        """The median share of a round's time that it waited for data."""
         return statistics.median(each.waiting for each in self.rounds)
 
     @property
@@ -187,7 +188,7 @@ class Rounds:
         return statistics.median(self.rates)
 
     def as_text(self) -> str:
-        """The median, and the lowest and highest: one round is a short time."""
+        """The median rate, and the lowest and highest, because a round is short."""
         return f"{self.rate:,.0f} ({min(self.rates):,.0f} to {max(self.rates):,.0f})"
 
     def record(self) -> dict[str, Any]:
@@ -206,14 +207,14 @@ def _allocated(device: torch.device) -> int:
 def compare(
     setting: Setting, given: argparse.Namespace, seen: Seen
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """A row for each way in which ours reads: its line of the table, and its record."""
+    """A row for each of our ways to read: its line of the table, and its record."""
     device, sides = given.device, {}
 
     def make(name: str, build) -> None:
         before = _allocated(device)
         way = build()
         way.begin()
-        run(way, 1, device)  # gradients and moments are there from now on
+        run(way, 1, device)  # allocates gradients and moments
         way.end()
         sides[name] = Rounds(way, setting.batch, _allocated(device) - before)
 
@@ -251,7 +252,7 @@ def _of_both(pair: dict[str, Rounds | None], written: Callable[[Rounds], str]) -
 def profiled(
     setting: Setting, given: argparse.Namespace, seen: Seen
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The profile of each way in which ours reads: what is printed, and its record."""
+    """A profile for each of our ways to read: its text, and its record."""
     for name in given.readings:
         found = profile_step(OurWay(options.parse_train(setting.flags(given, name))), given.batches)
         title = ", ".join(
@@ -272,7 +273,7 @@ def profiled(
 
 @contextlib.contextmanager
 def data_of(given: argparse.Namespace) -> Iterator[None]:
-    """Makes the files that --data wants; `given.folder` says where they are."""
+    """Makes the files for --data, in the folder `given.folder`."""
     if given.data == "emoji":
         given.folder = ROOT / "data"
         yield
@@ -321,7 +322,7 @@ def parsed_arguments() -> argparse.Namespace:
 
 
 def end_after(seconds: float) -> None:
-    """Ends the process with status 1 if it still runs then, and says where it stood."""
+    """Ends the process with status 1 after `seconds`, and prints its stacks."""
 
     def end() -> None:
         frame = sys._current_frames()[threading.main_thread().ident]
@@ -332,7 +333,7 @@ def end_after(seconds: float) -> None:
     timer = threading.Timer(seconds, end)
     timer.daemon = True
     timer.start()
-    # Where Python itself stands still; not at once, since reading other threads' stacks can crash.
+    # In case Python itself is stuck; later, because reading other threads' stacks can crash.
     faulthandler.dump_traceback_later(seconds + 30, exit=True)
 
 

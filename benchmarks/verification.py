@@ -1,4 +1,4 @@
-"""What verification and post-processing cost beside a plain retrieval pass: seconds and memory.
+"""The cost of verification and post-processing, compared with retrieval: seconds and memory.
 
     python benchmarks/verification.py                     # SOP's shape: 60,502 images, 512 numbers
     python benchmarks/verification.py --images 6050 --classes 1132
@@ -63,7 +63,7 @@ ROWS: dict[str, Callable[[Tensor, Tensor], object]] = {
 
 def measure(row: str, images: int, classes: int) -> None:
     """Prints a row, measured in this process."""
-    ROWS[row](*embeddings(600, 100))  # so that nothing is loaded while it counts
+    ROWS[row](*embeddings(600, 100))  # a first call loads modules and kernels
     x, labels = embeddings(images, classes)
     memory = Memory("cpu")
     taken = timed(lambda: ROWS[row](x, labels), "cpu")

@@ -1,12 +1,12 @@
-"""Proves that this project's training loop is that of a method's authors, step by step.
+"""Proves that our training loop does the same as that of a method's authors, step by step.
 
     python scripts/parity.py [CASE ...]          the largest difference from the released loop
     python scripts/parity.py --print CASE ...    loss and rates by step, norms of every tensor
 
-A case is a published command, cut down to six epochs of four steps, with warm-up, decay and
-freezing inside. The loop of train.py runs it from its flags, in float64 on the CPU, from given
-weights on given batches and draws (parity_inputs.py). tests/fixtures/loops holds what the released
-loops answered to the same; its README says how they were run.
+A case is a published command, shortened to six epochs of four steps, which include warm-up, decay
+and freezing. train.py's loop runs it from its flags, in float64 on the CPU, from given weights, on
+given batches and random draws (parity_inputs.py). tests/fixtures/loops holds the results of the
+released loops with the same inputs; its README says how they were run.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ ANSWERS = ROOT / "tests" / "fixtures" / "loops"
 
 @dataclass(frozen=True)
 class Case:
-    """A published command, and what it is given.
+    """A published command, and its inputs.
 
     Attributes:
-        published: its flags. short: what replaces some of them in so short a run.
-        batches: epoch → the batches of one.
-        clusters: at the end, in as many epochs as `--mod-epoch 2` needs; step i's batch counts as
-            one from cluster i of those that there are.
+        published: its flags. short: flags that replace some of them in so short a run.
+        batches: epoch → its batches.
+        clusters: the number at the end, in as many epochs as `--mod-epoch 2` needs; the batch of
+            step i counts as one from cluster i, modulo their number.
     """
 
     published: str
@@ -160,7 +160,7 @@ CASES = {
 
 @dataclass
 class Record:
-    """What a loop did.
+    """The results of a loop.
 
     Attributes:
         loss: of each step. rates: group → learning rate of each step.
@@ -173,28 +173,28 @@ class Record:
 
     @classmethod
     def released(cls, name: str) -> Record:
-        """What the released loop did."""
+        """The results of the released loop."""
         answers = load(name)
         rates = dict(zip(answers["groups"].tolist(), answers["rates"].T.tolist(), strict=True))
         norms = dict(
             zip(answers["keys"].tolist(), torch.from_numpy(answers["norms"].T), strict=True)
         )
         learned = {key: norms.pop(key) for key in [*norms] if key.startswith("criterion.")}
-        named = {**weights_of(norms), **learned}  # as a released checkpoint is read
+        named = {**weights_of(norms), **learned}  # keys are mapped as for a released checkpoint
         return cls(
             answers["loss"].tolist(), rates, {k: v.flatten().tolist() for k, v in named.items()}
         )
 
 
 def load(name: str) -> dict[str, np.ndarray]:
-    """The released loop's answers: loss (steps,), groups and rates (steps, groups), keys, shapes
+    """The released loop's results: loss (steps,), groups and rates (steps, groups); keys, shapes
     and norms (epochs, keys) of all tensors of the network and the loss."""
     with np.load(ANSWERS / f"{name}.npz") as archive:
         return {key: archive[key] for key in archive.files}
 
 
 def run(name: str) -> Record:
-    """The project's own loop on a case."""
+    """The results of our loop on a case."""
     case, record = CASES[name], Record()
     with tempfile.TemporaryDirectory() as folder:
         training = train.prepare(options.parse_train(case.flags(write_data(case, Path(folder)))))
@@ -212,7 +212,7 @@ def run(name: str) -> Record:
 
 
 def write_data(case: Case, folder: Path) -> Path:
-    """A small copy of the case's data set; what is trained on are the given batches."""
+    """Writes a small copy of the case's data set, although the given batches are trained on."""
     named = options.parse_train(case.published.split()).dataset
     name = dataset.find(named).name
     layout = next(layout for each, layout in official_layouts.LAYOUTS if each == name)
@@ -221,7 +221,7 @@ def write_data(case: Case, folder: Path) -> Path:
 
 
 def start_as_given(training: Training, answers: dict[str, np.ndarray]) -> None:
-    """float64, and the given weights under their released keys."""
+    """Converts to float64, and sets the given weights, which have released keys."""
     training.network.double()
     training.objective.double()
     shapes = [tuple(map(int, filter(None, text.split(",")))) for text in answers["shapes"].tolist()]
@@ -232,12 +232,12 @@ def start_as_given(training: Training, answers: dict[str, np.ndarray]) -> None:
     with torch.no_grad():
         for key, value in criterion_tensors(training).items():
             value.copy_(given.pop(key))
-    # The masks, of which more are made later, are ones as they are.
+    # The masks, of which more are made later, are ones already.
     net.load_checkpoint(training.network, given, "given weights", masks=False)
 
 
 def criterion_tensors(training: Training) -> dict[str, torch.Tensor]:
-    """What the loss learns, by the last part of its name."""
+    """The loss's learned tensors, by the last part of their names."""
     return {
         f"criterion.{name.rpartition('.')[2]}": value.detach()
         for name, value in training.objective.named_parameters()
@@ -252,9 +252,9 @@ def tensors(training: Training) -> dict[str, torch.Tensor]:
 
 
 def features(training: Training, *, pooled: bool) -> torch.Tensor:
-    """What is clustered, (N, 2): classes on an arc, far apart by halves, less by quarters.
+    """(N, 2) features for clustering: classes on an arc, with a wide gap between its halves.
 
-    The batches' clusters are given; these only need to be ones that can be divided.
+    The batches' clusters are given, so these features only need to be divisible.
     """
     labels = torch.from_numpy(training.data.train.labels)
     angle = (labels >> 2 & 1) * 1.0 + (labels >> 1 & 1) * 0.3 + (labels & 1) * 0.1
@@ -262,29 +262,29 @@ def features(training: Training, *, pooled: bool) -> torch.Tensor:
 
 
 class Loader:
-    """The given batches, in the loader's place."""
+    """Replaces the data loader by the given batches."""
 
     def __init__(self, case: Case) -> None:
         self.case = case
         self.epoch = 0
 
     def wait_seconds(self) -> float:
-        """The batches are there."""
+        """No time: the batches are in memory."""
         return 0.0
 
     def __len__(self) -> int:
         return STEPS
 
     def set_epoch(self, epoch: int) -> None:
-        """The epoch whose batches come next."""
+        """Sets the epoch of the next batches."""
         self.epoch = epoch
 
     def skip(self, steps: int) -> None:
-        """A run that is not continued has nothing to skip."""
+        """Does nothing, because the run is not continued."""
         assert steps == 0
 
     def set_sampler(self, sampler: object) -> None:
-        """The batches are given."""
+        """Does nothing, because the batches are given."""
 
     def __iter__(self) -> Iterator[Batch]:
         clusters = self.case.clusters and min(self.case.clusters, 2 ** (self.epoch // 2))
@@ -295,7 +295,7 @@ class Loader:
 
 @contextmanager
 def given_shares(training: Training) -> Iterator[None]:
-    """Draws the share of a mixture where the released code draws it from another generator."""
+    """Gives the shares of mixtures, which the released code draws from another generator."""
 
     def drawn(*_: object) -> torch.Tensor:
         return torch.tensor(share(training.clock.epoch, training.clock.step_in_epoch))
@@ -306,7 +306,7 @@ def given_shares(training: Training) -> Iterator[None]:
 
 @contextmanager
 def recording(record: Record) -> Iterator[None]:
-    """Notes what train.py's own step returns and the rates it used."""
+    """Records the result of each of train.py's steps, and its learning rates."""
     step = train.step
 
     def noting(training: Training, batch: Batch) -> dict[str, torch.Tensor] | None:
@@ -320,7 +320,7 @@ def recording(record: Record) -> Iterator[None]:
         yield
 
 
-# --- what is told ---------------------------------------------------------------------------------
+# --- comparing ------------------------------------------------------------------------------------
 
 
 def differences(name: str, own: Record) -> dict[str, float]:
@@ -333,7 +333,7 @@ def differences(name: str, own: Record) -> dict[str, float]:
     found = {"loss": largest(own.loss, released.loss)}
     for what in ("rates", "norms"):
         ours, theirs = getattr(own, what), getattr(released, what)
-        # Those of divide and conquer's masks and β were not noted: groups come and go there.
+        # Those of divide and conquer's masks and β were not recorded, because groups change there.
         missing = (ours.keys() ^ theirs.keys()) - ({"masks", "beta"} if what == "rates" else set())
         if missing:
             raise InputError(f"{name}: {what} of {', '.join(sorted(missing))} in one loop alone")
@@ -342,7 +342,7 @@ def differences(name: str, own: Record) -> dict[str, float]:
 
 
 def largest(own: list[float], released: list[float]) -> float:
-    """The largest difference of two numbers, in units of the released one's size."""
+    """The largest relative difference from the released numbers."""
     first, second = np.array(own), np.array(released)
     if first.shape != second.shape:
         raise InputError(f"{first.shape} numbers instead of {second.shape}")
@@ -350,7 +350,7 @@ def largest(own: list[float], released: list[float]) -> float:
 
 
 def show(name: str, record: Record) -> None:
-    """Loss and rates by step, and the norms after each epoch."""
+    """Prints loss and rates by step, and the norms after each epoch."""
     print(f"{name}: {CASES[name].published} {CASES[name].short}")
     for step, loss in enumerate(record.loss):
         rates = "  ".join(f"{group} {rates[step]:g}" for group, rates in record.rates.items())

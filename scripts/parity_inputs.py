@@ -1,7 +1,7 @@
-"""What a training loop is given to be compared with another one: weights, batches and draws.
+"""The inputs with which training loops are compared: weights, batches and random draws.
 
-Everything is a function of names and numbers, so that the fixtures hold answers alone. Loads
-nothing of the project, so that a released loop can be given the same (tests/fixtures/loops).
+All are functions of names and numbers, so that the fixtures only contain results. Nothing of the
+project is imported, so that a released loop can have the same inputs (tests/fixtures/loops).
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from typing import NamedTuple
 import numpy as np
 
 EPOCHS = 6
-STEPS = 4  # an epoch
+STEPS = 4  # per epoch
 CLASSES = 8
-IMAGES = 4  # a class
+IMAGES = 4  # per class
 SIDE = 64  # pixels
 STARTS = {"criterion.margins": 0.1, "criterion.beta": float(np.float32(1.2)), "masks.0": 1.0}
 
 
 def weight(key: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The tensor that a network or a loss starts with under its released key, float64.
+    """The initial tensor for a released key of a network or a loss, float64.
 
-    Margins, boundaries and masks start as their authors have them.
+    Margins, boundaries and masks have their authors' initial values.
     """
     return np.full(shape, STARTS[key]) if key in STARTS else rebuilt(key, shape)
 
 
 def rebuilt(key: str, shape: tuple[int, ...]) -> np.ndarray:
-    """A weight as the README of the fixtures rebuilds it from its key, to float32's precision."""
+    """A weight rebuilt from its key as in the README of the fixtures, to float32's precision."""
     rng = np.random.default_rng(zlib.crc32(key.encode()))
     if key.endswith("num_batches_tracked"):
         return np.zeros(shape)
@@ -45,7 +45,7 @@ def rebuilt(key: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 class Given(NamedTuple):
-    """A batch: images (B, 3, S, S) float64 as the network wants them, labels and positions (B,)."""
+    """A batch: images (B, 3, S, S) float64, normalised; labels and positions (B,)."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -53,14 +53,14 @@ class Given(NamedTuple):
 
 
 def shuffled(epoch: int) -> Iterator[Given]:
-    """The batches of an epoch that sees every image once: eight images each."""
+    """The batches of an epoch with every image once: eight images each."""
     order = np.random.default_rng([1, epoch]).permutation(CLASSES * IMAGES)
     for step, index in enumerate(np.split(order, STEPS)):
         yield batch(epoch, step, index)
 
 
 def balanced(instances: int, epoch: int) -> Iterator[Given]:
-    """The batches of an epoch with four classes each, and so many images of each of them."""
+    """The batches of an epoch, with four classes and `instances` images of each."""
     for step in range(STEPS):
         rng = np.random.default_rng([2, epoch, step])
         classes = rng.permutation(CLASSES)[:4]
@@ -69,7 +69,7 @@ def balanced(instances: int, epoch: int) -> Iterator[Given]:
 
 
 def batch(epoch: int, step: int, index: np.ndarray) -> Given:
-    """Images at these positions: a pattern of their class under noise that is new every time."""
+    """Images at these positions: a pattern of their class, with new noise in each step."""
     labels = index // IMAGES
     patterns = np.random.default_rng(3).standard_normal((CLASSES, 3, SIDE, SIDE))
     noise = np.random.default_rng([4, epoch, step]).standard_normal((len(index), 3, SIDE, SIDE))
@@ -77,7 +77,7 @@ def batch(epoch: int, step: int, index: np.ndarray) -> Given:
 
 
 def seed(epoch: int, step: int) -> int:
-    """What random generators are seeded with before a step."""
+    """The seed of random generators before a step."""
     return 1000 * epoch + step
 
 

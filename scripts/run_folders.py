@@ -1,4 +1,4 @@
-"""Two run folders compared: the weights bit by bit, the numbers as they are written."""
+"""Compares two run folders: weights bit by bit, numbers as they are written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LEARNED = ("model_state_dict", "criterion_state_dict", "ema_state_dict")
 
 
 def run_contents(run: Path) -> dict[str, Any]:
-    """What a run folder says, without times and paths, by file."""
+    """The contents of a run folder by file, without times and paths."""
     (best,) = run.glob("*_best.pth")
     return {
         "last.pth": _learned(run / "last.pth", "clock"),
@@ -41,7 +41,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 
 def difference(before: Any, now: Any, where: str = "") -> str:
-    """The first difference between two nested values, in words; empty when they are the same."""
+    """The first difference between two nested values in words; "" if they are equal."""
     if isinstance(before, torch.Tensor) and isinstance(now, torch.Tensor):
         return _tensor_difference(before, now, where)
     if isinstance(before, Mapping) and isinstance(now, Mapping):

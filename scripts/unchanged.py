@@ -1,4 +1,4 @@
-"""Proves that a change of the code changed no behaviour: the working tree against a commit.
+"""Proves that a change of the code does not change its behaviour: compares it with a commit.
 
     python scripts/unchanged.py [COMMIT] [--only PATTERN] [--jobs 2] [--steps 20] [--strict]
 
@@ -6,11 +6,11 @@ help      the --help of every command. Differences are shown, and fail only with
 recipe    the --dry-run of every recipe, line by line, on small copies of the published data sets.
 steps     twenty steps of every method and option that trains: weights and criterion in last.pth
           and in the best checkpoint bit by bit, metrics.csv without the times, results.json.
-continue  a run that COMMIT stopped half-way: the working tree goes on with it as COMMIT does.
+continue  a run that COMMIT stopped half-way: the working tree continues it as COMMIT does.
 
-Everything goes through the real command lines, float32 on one CPU thread. The working tree is
-copied first, with its uncommitted files, so it may be edited meanwhile. Exit status: 0 nothing
-changed, 1 something did, 2 the comparison could not be made.
+All runs use real command lines, in float32 on one CPU thread. The working tree is copied first,
+with its uncommitted files, so it may be edited meanwhile. Exit status: 0 if nothing changed, 1 if
+something did, 2 if the comparison could not be made.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 ALIKE = {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled", "COLUMNS": "100"}
-"""What every command finds in its environment."""
+"""Environment variables of every command."""
 if __name__ == "__main__":  # before programs.py looks at it
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     os.environ |= ALIKE
@@ -56,14 +56,14 @@ DATA_SETS = ("cub", "cars", "sop", "inshop", "vid")
 
 
 class Outcome(NamedTuple):
-    """What a command left: its exit status, and what it said."""
+    """The exit status and the output of a command."""
 
     status: int
     output: str
 
     @property
     def last_line(self) -> str:
-        """The error, where there is one."""
+        """The last line of the output: the error, if there was one."""
         return next(reversed(self.output.strip().splitlines()), "it said nothing")
 
 
@@ -92,7 +92,7 @@ class Trees(NamedTuple):
 
 
 def git(*arguments: str) -> str:
-    """What git says in this repository."""
+    """The output of git in this repository."""
     return subprocess.run(
         ["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True
     ).stdout
@@ -103,7 +103,7 @@ def source_trees(commit: str, folder: Path) -> Iterator[tuple[Path, Path]]:
     """The files of `commit`, and a copy of the working tree, each in a folder under `folder`."""
     before, now = folder / "before", folder / "now"
     for name in git("ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0"):
-        if name and (ROOT / name).is_file():  # not what was deleted, nor a link to a folder
+        if name and (ROOT / name).is_file():  # not deleted, nor a link to a folder
             (now / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, now / name)
     git("worktree", "add", "--detach", str(before), commit)
@@ -117,7 +117,7 @@ def source_trees(commit: str, folder: Path) -> Iterator[tuple[Path, Path]]:
 
 
 class Verdict(NamedTuple):
-    """What a check found. `word`: equal, different, new or failed."""
+    """The result of a check. `word`: equal, different, new or failed."""
 
     word: str
     details: str = ""
@@ -128,7 +128,7 @@ EQUAL = Verdict("equal")
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison; `look(trees, folder)` makes it, in an empty folder of its own."""
+    """A comparison, made by `look(trees, folder)` in an empty folder of its own."""
 
     name: str
     look: Callable[[Trees, Path], Verdict]
@@ -136,7 +136,7 @@ class Check:
 
 
 def compare_text(before: str, now: str) -> Verdict:
-    """Equal, or the lines that differ."""
+    """The verdict on two outputs: equal, or the lines that differ."""
     if before == now:
         return EQUAL
     lines = difflib.unified_diff(
@@ -146,7 +146,7 @@ def compare_text(before: str, now: str) -> Verdict:
 
 
 def both_ran(before: Outcome, now: Outcome) -> Verdict | None:
-    """None when both commands ended well; otherwise the verdict."""
+    """None if both commands succeeded; otherwise the verdict."""
     if before.status and now.status:
         return Verdict("failed", f"in the commit too, so nothing is proved: {before.last_line}")
     if before.status:
@@ -157,14 +157,14 @@ def both_ran(before: Outcome, now: Outcome) -> Verdict | None:
 
 
 def same_output(argv: list[str], trees: Trees, folder: Path) -> Verdict:
-    """Whether a command says the same; how full the disk is meanwhile is no matter."""
+    """Whether a command prints the same, except for the free space on the disk."""
     before, now = (tree.run(argv) for tree in trees)
     said = [re.sub(r"[\d.]+ [kMGT]B free", "... free", each.output) for each in (before, now)]
     return both_ran(before, now) or compare_text(*said)
 
 
 def same_recipe(name: str, data: Path, trees: Trees, folder: Path) -> Verdict:
-    """Whether a recipe asks for the same."""
+    """Whether a recipe means the same training."""
     there = [(tree.root / "recipes" / name).is_file() for tree in trees]
     if there != [True, True]:
         return Verdict(*(("different", "it is gone") if there[0] else ("new", "a new recipe")))
@@ -176,13 +176,13 @@ def same_recipe(name: str, data: Path, trees: Trees, folder: Path) -> Verdict:
 
 
 def _per_class(recipe: Path) -> int:
-    """Images per class in the batches of a recipe; 0 where it does not say."""
+    """Images per class in the batches of a recipe; 0 if it does not set them."""
     found = re.search(r"--(?:IPC|instances) (\d+)", recipe.read_text(encoding="utf-8"))
     return int(found[1]) if found else 0
 
 
 class Training(NamedTuple):
-    """A method's command line; `images` and `cache` are the folders that its flags speak of."""
+    """A method's command line; `images` and `cache` are the folders in its flags."""
 
     flags: str
     steps: int
@@ -199,9 +199,9 @@ class Training(NamedTuple):
 
 
 def compare_runs(before: Path, now: Path) -> Verdict:
-    """Weights, criterion, rows and results of two run folders.
+    """Compares weights, criterion, rows and results of two run folders.
 
-    Entries that results.json has gained are no change; a chapter of it that is gone is one.
+    Entries that results.json has gained do not count as a change; a missing part of it does.
     """
     contents = [run_contents(path) for path in (before, now)]
     known, results = (content["results.json"] for content in contents)
@@ -222,7 +222,7 @@ def same_training(training: Training, trees: Trees, folder: Path) -> Verdict:
 
 
 def same_continuation(training: Training, trees: Trees, folder: Path) -> Verdict:
-    """Whether the working tree goes on with the commit's half a run as the commit does."""
+    """Whether the working tree continues half a run of the commit as the commit does."""
     half = training.start(trees.before, folder / "half", training.steps // 2)
     if half.status:
         return Verdict("new", f"the commit cannot do this: {half.last_line}")
@@ -235,7 +235,7 @@ def same_continuation(training: Training, trees: Trees, folder: Path) -> Verdict
     return both_ran(*outcomes) or compare_runs(*runs)
 
 
-# --- all of it ------------------------------------------------------------------------------------
+# --- all checks -----------------------------------------------------------------------------------
 
 
 def all_checks(roots: tuple[Path, Path], folder: Path, steps: int) -> list[Check]:

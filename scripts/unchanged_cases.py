@@ -1,4 +1,4 @@
-"""What unchanged.py compares: the commands whose --help it reads, and the trainings.
+"""The cases of unchanged.py: commands whose --help is compared, and trainings.
 
 Flags are those of every version; `{images}`, `{cache}`, `{root}` and `{steps}` are filled in.
 """
@@ -143,4 +143,4 @@ METHODS = {
     "skip": "--on-nan skip --seed 3",
     "emoji": "--dataset emoji --data-root {root}/data --loss AMLoss --ratio-classes 0.1",
 }
-"""Name → flags, over those of NETWORK: every method, its options, and what methods are made of."""
+"""Name → flags, in addition to NETWORK: every method and its options, and the parts of methods."""
