@@ -101,7 +101,7 @@ PARTS = {
 
 
 class Paper:
-    """Prints to the screen and to gpu_check.log, where each line has the seconds since the start."""
+    """Prints to the screen and to gpu_check.log, with the seconds since the start."""
 
     def __init__(self, file: TextIO) -> None:
         self.file = file
