@@ -101,10 +101,10 @@ def _pairs(counts: Tensor) -> Tensor:
 
 
 def _expected_information(a: Tensor, b: Tensor) -> float:
-    """Mean mutual information of random groupings with the group sizes a and b.
+    """Expected mutual information of random groupings with the group sizes a and b.
 
-    Σ_ij Σ_n P(n | a_i, b_j) · n/N · log(N·n / (a_i·b_j)), n hypergeometric; equal sizes are taken
-    together, which leaves few terms.
+    Σ_ij Σ_n P(n | a_i, b_j) · n/N · log(N·n / (a_i·b_j)), n hypergeometric. Equal sizes are
+    computed once, which leaves few terms.
     """
     n = int(a.sum())
     (a, times_a), (b, times_b) = (size.unique(return_counts=True) for size in (a, b))

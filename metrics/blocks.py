@@ -1,7 +1,7 @@
 """The search block by block, for classes of few images: each pair of images is compared once.
 
-A query's matches are known beforehand, and the images of other classes are counted between them, so
-a block of similarities is looked at once and forgotten. rows.py searches for large classes.
+The cosines of a query's matches are computed first. Then images of other classes are counted
+between them, block by block, and no block has to be kept. rows.py searches for large classes.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ from metrics.ranks import Ranks
 from metrics.selection import count_true
 from metrics.sharing import Progress, Share, in_threads
 
-MAX_PAIRS = 2**21  # same-class pairs counted at once; with what it takes to count them 200 MiB
+MAX_PAIRS = 2**21  # same-class pairs counted at once: 200 MiB with everything needed for counting
 
 
 class Scale(NamedTuple):
-    """How much is done at once: a CPU's cache holds small pieces, a GPU waits for small ones.
+    """How much is computed at once: small pieces fit a CPU's cache, and would slow down a GPU.
 
     Attributes:
-        columns: gallery images in a block for each query in it. entries: similarities taken out of
-            a block to be looked at. queries: whose matches are found together at most; squared and
-            times the images of a class they are at most `cosines`.
+        columns: gallery images per query in a block.
+        entries: similarities of a block that are placed among the matches at once.
+        queries: the most queries whose matches are found at once. Fewer, if their number squared
+            times the images of a class exceeds `cosines`.
     """
 
     columns: int
@@ -46,7 +47,7 @@ ON_A_GPU = Scale(4, 2**19, 4096, 2**26)
 
 
 def scale_of(device: torch.device) -> Scale:
-    """How much is done at once on a device."""
+    """How much is computed at once on a device."""
     return ON_A_CPU if device.type == "cpu" else ON_A_GPU
 
 
@@ -59,7 +60,7 @@ def search(
     """
     queries, gallery, begin, end, _ = pairing
     runs = _runs((end - begin).cpu())
-    # Similarity is symmetric: where the counts of all images fit in memory, a block serves its
+    # Similarity is symmetric: if the counts of all images fit in memory, a block is used for its
     # columns as queries too, and only pairs (i, j) with i < j are computed.
     symmetric = queries is gallery and len(runs) == 1
     bounds = rounding(queries, gallery)
@@ -95,17 +96,17 @@ def _compare(counts: _Counts, pairing: Pairing, first: int, symmetric: bool, sid
 
 
 def _runs(sizes: Tensor) -> list[slice]:
-    """Cut the queries into runs of about MAX_PAIRS same-class pairs; sizes (Q,) pairs of each."""
+    """Cut the queries into runs of about MAX_PAIRS same-class pairs; sizes (Q,): pairs of each."""
     number = sizes.cumsum(0) // MAX_PAIRS
     lengths = number.unique_consecutive(return_counts=True)[1].tolist()
     return [slice(stop - n, stop) for n, stop in zip(lengths, accumulate(lengths), strict=True)]
 
 
 def _matches(pairing: Pairing, run: slice) -> tuple[Tensor, Tensor]:
-    """Cosines of the same-class images of a run of queries, and where each query's begin.
+    """Cosines of the matches (same-class images) of a run of n queries, and offsets of each query.
 
-    Returns (P + 1,) float64, nearest first inside a query, with a last number that belongs to none,
-    and offsets (n + 1,).
+    Returns the cosines (P + 1,) float64, nearest first within a query, with an extra number at the
+    end, and the offsets (n + 1,).
     """
     queries, gallery, begin, end, _ = pairing
     sizes, scale = (end - begin).cpu(), scale_of(begin.device)
@@ -133,7 +134,7 @@ def _matches(pairing: Pairing, run: slice) -> tuple[Tensor, Tensor]:
 
 
 class Sides(NamedTuple):
-    """A run of queries, a run of gallery images, and these at unit length."""
+    """The queries and gallery images of a block; unit: its gallery images at unit length (n, d)."""
 
     rows: slice
     columns: slice
@@ -143,8 +144,8 @@ class Sides(NamedTuple):
 class _Block:
     """Similarities of a run of queries (rows) and a run of gallery images (columns).
 
-    Entries that must not be counted are -inf: those of one class, of one excluded group, and, when
-    a block serves both its sides, those on or below the diagonal of the whole matrix.
+    Entries that must not be counted are -inf: pairs of the same class or the same excluded group,
+    and, in a symmetric search, those on or below the diagonal of the whole matrix.
     """
 
     def __init__(self, pairing: Pairing, sides: Sides, symmetric: bool) -> None:
@@ -189,13 +190,14 @@ def cut(
     *,
     growing: bool = False,
 ) -> Iterator[Sides]:
-    """A share of the blocks of a run of queries and the gallery; each pair once when symmetric.
+    """This process's blocks of a run of queries and the gallery; each pair once when symmetric.
 
     Args:
         sizes: queries and gallery images in a block. growing: see `parts`.
         unit: a run of gallery images → (n, d) at unit length.
     """
-    given = [0] * share.count  # similarities, to each process: a block goes to who has fewest
+    # Similarities of each process so far: a block goes to the process that has the fewest.
+    given = [0] * share.count
     height, width = sizes
     for part in parts(slice(0, len(gallery)), width, growing=growing):
         y = unit(part)
@@ -209,7 +211,7 @@ def cut(
 
 
 def parts(whole: slice, size: int, *, growing: bool = False) -> Iterator[slice]:
-    """Cut a run into parts of `size`; `growing`, the first ones smaller: windows narrow cheaply."""
+    """Cut a run into parts of `size`; if `growing`, the first are smaller, see `_Counts`."""
     start, step = whole.start, max(1, size // 8 if growing else size)
     while start < whole.stop:
         yield slice(start, min(start + step, whole.stop))
@@ -225,17 +227,17 @@ def share_labels(queries: Images, rows: slice, gallery: Images, columns: slice) 
 class _Counts:
     """c_m for each same-class pair of n queries, gathered block by block.
 
-    A query's matches cut the similarities into buckets; bucket m holds the other-class images
-    between its matches m - 1 and m, so that c_m is the sum of the buckets up to m. What lies above
-    the nearest match is counted by comparing whole blocks. What lies in the window below it is
-    taken out and placed one by one. The window ends at the last match that can still be among the
-    query's R nearest, so it soon holds next to nothing.
+    A query's matches divide the similarities into buckets; bucket m holds the other-class images
+    between its matches m - 1 and m, so that c_m is the sum of the buckets up to m. Images above the
+    nearest match are counted by comparing whole blocks. Images in the window below it are placed
+    one by one. The window ends at the last match that can still be among the query's R nearest, so
+    after a few blocks (small ones, if they are growing) it is almost empty.
 
-    An image that is tied with matches goes into the bucket after them; `tied` counts it too, at one
-    of them, whichever.
+    An image that is tied with matches goes into the bucket after them, and `tied` counts it at any
+    one of them.
 
-    The buckets of several processes add up to those of one: a match that one of them has given up
-    has too many images before it in that process's counts alone.
+    The buckets of several processes add up to those of one: if a process drops a match, its own
+    counts alone keep that match out of the R nearest.
     """
 
     def __init__(self, cosines: Tensor, offsets: Tensor, doubt: float, tie: float) -> None:
@@ -251,13 +253,13 @@ class _Counts:
         self.buckets = torch.zeros_like(cosines, dtype=torch.int64)
         self.tied = torch.zeros_like(self.buckets)
         self.useful = self.relevant.clone()
-        self.lock = Lock()  # held where what blocks have in common changes
+        self.lock = Lock()  # held while changing what threads share
         self.searchable = self.relevant > 0
         self.above = self._limit(cosines[offsets[:-1]] + self.doubt, slice(None))
         self.below = self._limit(cosines[offsets[1:] - 1] - self.doubt, slice(None))
 
     def _levelled(self, cosines: Tensor) -> Tensor:
-        """The cosines, where those of a query's matches that are equal are made the same number."""
+        """The cosines, with those of a query's matches that count as equal set to one number."""
         values = cosines[:-1]
         lower = values[:-1] - values[1:] > self.tie
         lower |= self.owner[:-1] != self.owner[1:]
@@ -271,7 +273,10 @@ class _Counts:
         return values.masked_fill(~self.searchable[part], torch.inf).float()
 
     def add(self, block: _Block, part: slice, first: int, along: int) -> None:
-        """Count a block for the queries `part` (less `first`), which lie along one of its sides."""
+        """Count a block for the queries `part`, which lie along one of its sides.
+
+        first: the number of the run's first query. along: 0 for the rows, 1 for the columns.
+        """
         part = slice(part.start - first, part.stop - first)
         n = part.stop - part.start
         s = block.similarities
@@ -291,7 +296,7 @@ class _Counts:
                 self._narrow(part)
 
     def _place(self, block: _Block, window: Tensor, words: Tensor, first: int, along: int) -> None:
-        """Put the block's entries in the window into their buckets; words: eight entries each."""
+        """Put the block's entries in the window into buckets; words: indices of eight entries."""
         entry = words[:, None] * 8 + torch.arange(8, device=words.device)
         entry = entry[window.view(-1, 8)[words]]
         row, column = entry // window.shape[1], entry % window.shape[1]
@@ -317,7 +322,7 @@ class _Counts:
             self.buckets.index_add_(0, bucket, torch.ones_like(bucket))
 
     def _first_farther(self, value: Tensor, start: Tensor, stop: Tensor) -> Tensor:
-        """Index of the first match in [start, stop) that is farther than the value, else stop."""
+        """Index of the first match in [start, stop) that is farther than the value, or stop."""
         longest = int((stop - start).max()) if len(start) else 0
         for _ in range(longest.bit_length()):
             middle = (start + stop) // 2
@@ -326,7 +331,7 @@ class _Counts:
         return start
 
     def _narrow(self, part: slice) -> None:
-        """Raise the window's end for some queries: matches that c_m keeps out of the R nearest."""
+        """Raise the window's end for some queries, above matches that cannot be R nearest."""
         pairs = slice(*(int(self.host_offsets[i]) for i in (part.start, part.stop)))
         owner = self.owner[pairs]
         hit = self._rank(pairs) <= self.relevant[owner]
@@ -336,13 +341,13 @@ class _Counts:
         self.below[part] = self._limit(self.cosines[last] - self.doubt, part)
 
     def _rank(self, pairs: slice) -> Tensor:
-        """m + c_m for a run of pairs, as far as counted."""
+        """m + c_m of a run of pairs, from what is counted so far."""
         total = F.pad(self.buckets[pairs].cumsum(0), (1, 0))
         first = self.offsets[self.owner[pairs]] - pairs.start
         return total[1:] - total[first] + self.place[pairs]
 
     def ranks(self, gallery_size: int) -> Ranks:
-        """What was counted."""
+        """The ranks of the matches, once all blocks are counted."""
         rank = self._rank(slice(0, len(self.owner))).cpu()
         first, right, wrong = self._mixed()
         owner, nearest = self.owner.cpu()[first], self.host_offsets[:-1]
@@ -356,12 +361,12 @@ class _Counts:
         return Ranks(*counted, first, right, wrong)
 
     def _nearest(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The cosine of each query's nearest match, and where its matches begin and end."""
+        """The cosine of each query's nearest match, and the begin and end of its matches."""
         start, stop = self.offsets[:-1], self.offsets[1:]
         return self.cosines[start], start, stop
 
     def _mixed(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The groups of equally close matches that images of other classes are tied with.
+        """Groups of equally close matches that are tied with images of other classes.
 
         Returns each group's first pair, its matches, and the images of other classes: (T,) each.
         """

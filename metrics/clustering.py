@@ -1,9 +1,8 @@
-"""Seeded k-means in bounded memory, for CPU and GPU alike; agreement of a clustering with labels.
+"""Seeded k-means in bounded memory, on CPU and GPU.
 
-Batched greedy k-means++ start (Arthur and Vassilvitskii, 2007: many centres a round once many are
-chosen, so that the start costs about one Lloyd iteration even at 11,316 centres), then Lloyd
-iterations that skip the products which cannot change an assignment. retrieval.py clusters with it
-for NMI and F1, divide and conquer for its division.
+It starts by greedy k-means++ (Arthur and Vassilvitskii, 2007) in batches: once many centres are
+chosen, each round draws several, so that the start takes about as long as one Lloyd iteration even
+with 11,316 centres. Its Lloyd iterations skip products that cannot change an assignment.
 """
 
 from __future__ import annotations
@@ -43,12 +42,12 @@ def kmeans(
 ) -> Clustering:
     """Cluster x (N, d) into k clusters: minimise Σ_i min_c ‖x_i - centre_c‖².
 
-    The best of `restarts` runs by inertia. A run stops after `iterations` Lloyd iterations, or
-    earlier when no point changes its cluster. A cluster that runs empty restarts at the point that
-    is farthest from its own centre. The same seed on the same device gives the same answer.
-    `start` (k, d) are centres to begin with instead of those that are drawn.
-    Runs where x lies; besides x and k centres it holds one block of scores (at most 128 MiB) and a
-    few vectors of length N. `progress` is called with the share of the work done, in 0..1.
+    Returns the best of `restarts` runs by inertia. A run stops after `iterations` Lloyd iterations,
+    or when no point changes its cluster. A cluster that becomes empty is moved to the point that is
+    farthest from its own centre. The same seed on the same device gives the same result.
+    `start` (k, d) are initial centres to use instead of drawn ones.
+    Runs on the device of x. Memory: besides x and k centres, a block of scores (at most 128 MiB)
+    and a few vectors of length N. `progress` is called with the share of the work done, in 0..1.
 
     Raises ValueError: x not 2-d, empty or not finite, or k, restarts, iterations out of range.
     """
@@ -93,8 +92,8 @@ def plus_plus(x: Tensor, k: int, generator: torch.Generator) -> tuple[Tensor, Te
     """Centres (k, d) by k-means++: points drawn in proportion to D², their squared distance to the
     nearest centre so far. Also the points' labels and D² (N,).
 
-    The first DRAWN_ALONE / N are drawn one by one, each the best (by the Σ D² that it leaves) of
-    several draws; after that a round draws one for every 16 chosen.
+    The first DRAWN_ALONE / N are drawn one by one: each is the best of several draws, the one that
+    leaves the smallest Σ D². After that, each round draws one centre for every 16 chosen.
     """
     trials = 4 * (2 + int(math.log(k)))  # four times the usual number: it saves restarts
     squares = x.norm(dim=1).square()
@@ -107,7 +106,7 @@ def plus_plus(x: Tensor, k: int, generator: torch.Generator) -> tuple[Tensor, Te
         size = 1 if count < DRAWN_ALONE // len(x) else min(max(1, count // 16), k - count)
         tries = min(max(1, trials // size), len(x) // size)
         # Weighted draw without replacement (Efraimidis and Spirakis, 2006), on the CPU so that
-        # every device draws alike.
+        # every device draws the same points.
         keys = weights / torch.empty_like(weights).exponential_(generator=generator)
         draws = keys.topk(tries * size).indices.to(x.device).view(tries, size)
         new, winners = _nearest_drawn(x, squares, draws)
@@ -122,14 +121,14 @@ def plus_plus(x: Tensor, k: int, generator: torch.Generator) -> tuple[Tensor, Te
 
 
 def _from_centres(x: Tensor, centres: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Given centres (k, d), as `plus_plus` returns drawn ones."""
+    """Given centres (k, d), with labels and squared distances as `plus_plus` returns them."""
     centres = centres.to(x)
     scores, labels = _nearest(x, centres, torch.arange(len(x), device=x.device))
     return centres, labels, (x.square().sum(dim=1) - 2 * scores).clamp_min_(0)
 
 
 def _nearest_drawn(x: Tensor, squares: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared distance of each point to the nearest of each draw's points, and which it is.
+    """Squared distance of each point to the nearest point of each draw, and its place in the draw.
 
     x (N, d), squares (N,) = ‖x‖², draws (tries, size) indices -> two (N, tries).
     """
@@ -149,7 +148,7 @@ def _scores(x: Tensor, centres: Tensor) -> Tensor:
 
 
 def _height(x: Tensor, width: int) -> int:
-    """How many rows of x make a block of scores against `width` centres."""
+    """The number of rows of x in a block of scores against `width` centres."""
     return max(1, BLOCK_ELEMENTS.get(x.device.type, 2**22) // max(width, x.shape[1]))
 
 
@@ -168,14 +167,14 @@ class _Lloyd:
         self.scores = (self.squares - distances) / 2
 
     def step(self) -> bool:
-        """Move each centre to the mean of its points, assign the points; did a point move?"""
+        """Move the centres to their points' means, reassign the points; False if none changed."""
         centres, labels = self.centres, self.labels.clone()
         self.centres = self._means()
         self._assign((self.centres != centres).any(dim=1))
         return not torch.equal(self.labels, labels)
 
     def result(self) -> Clustering:
-        """The clustering as it stands."""
+        """The current clustering."""
         inertia = self._residuals().sum(dtype=torch.float64)
         return Clustering(self.labels, self.centres, float(inertia))
 
@@ -184,7 +183,7 @@ class _Lloyd:
 
     def _means(self) -> Tensor:
         counts = torch.bincount(self.labels, minlength=len(self.centres))
-        # A segment mean adds in a fixed order; the atomic adds of index_add_ on a GPU do not.
+        # A segment mean adds in a fixed order, unlike index_add_ on a GPU with its atomic adds.
         order = self.labels.argsort(stable=True)
         means = F.embedding_bag(order, self.x, counts.cumsum(0) - counts, mode="mean")
         empty = (counts == 0).nonzero().squeeze(1)
@@ -192,10 +191,10 @@ class _Lloyd:
         return means
 
     def _assign(self, moved: Tensor) -> None:
-        """Nearest centres, given which centres moved (k,).
+        """Assign points to their nearest centres, given which centres moved (k,).
 
-        A centre that stayed scores as before. So a point whose own score did not fall can only
-        be won by a centre that moved; the others meet all the centres.
+        The scores of a centre that did not move are unchanged. So if a point's own score did not
+        fall, only a centre that moved can be nearer; other points are compared with all centres.
         """
         touched = moved[self.labels]
         fell = torch.zeros_like(touched)
@@ -208,7 +207,7 @@ class _Lloyd:
         self._challenge(fell.nonzero().squeeze(1), torch.arange(len(moved), device=moved.device))
 
     def _challenge(self, rows: Tensor, challengers: Tensor) -> None:
-        """Give the points `rows` to those centres among `challengers` that score higher."""
+        """Assign the points `rows` to centres among `challengers` that score higher."""
         if len(rows) == 0 or len(challengers) == 0:
             return
         scores, winners = _nearest(self.x, self.centres[challengers], rows)

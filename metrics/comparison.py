@@ -3,8 +3,8 @@
 Every retrieval metric is a ratio of sums over the queries, Σ_q w_q·v_q / Σ_q w_q·c_q, where v is
 the query's value, c says whether the query counts, and w is how often its class was drawn: 1 for
 the metric itself, the resample's counts for a bootstrap replicate (Efron, 1979). Where no query
-counts the metric is undefined: NaN, in the metric itself, a replicate, a class or a mean over
-seeds. What is drawn from replicates leaves out those that are undefined.
+counts, the metric is undefined: NaN, whether for all queries, a replicate, a class or a mean over
+seeds. Intervals and tests leave out undefined replicates.
 
 Whole classes are drawn, each with all its queries, because queries of one class tend to be found or
 missed together: drawn one by one, as if they were independent, they give intervals that are too
@@ -12,10 +12,10 @@ narrow. An interval takes the classes as a sample and the network as given. How 
 would change is another question, which only several checkpoints can answer: wherever this project
 prints ±, it is half of the 95 % interval of a mean over seeds, by Student's t.
 
-A metric is a share, and near 0 or 1 replicates say too little: with no miss they are all 1. So its
-interval is Wilson's (Journal of the American Statistical Association 22, 1927), which asks of each
-p whether the metric found is likely under it, in Student's form and with as many independent draws
-as have the metric's variance (as surveys of clusters do: Korn and Graubard, Survey Methodology 24,
+A metric is a share, and near 0 or 1 its replicates vary too little: without a miss they are all 1.
+So its interval is Wilson's (Journal of the American Statistical Association 22, 1927): all p under
+which the observed metric is likely. It uses Student's t, and the number of independent draws that
+would have the metric's variance (as for cluster samples: Korn and Graubard, Survey Methodology 24,
 1998):
 
     |m - p| <= t · √(p (1 - p) / n),   n = m (1 - m) / variance,   or C where replicates are alike
@@ -25,14 +25,15 @@ and the variance C / (C - 1) times that of the replicates, which vary less than 
 samples of C classes. If all queries are right, nothing is known about how many images of a class
 would be missed together, so each class counts as one draw.
 
-A difference is no share. The ends of its interval are the percentiles that give Student's interval
-of a mean where replicates are normal (Hesterberg's expanded percentiles, The American Statistician
-69, 2015): beyond the lower end lies, in replicates, a share
+A difference is no share. The ends of its interval are percentiles of its replicates, chosen so that
+they give Student's interval of a mean if replicates are normal (Hesterberg's expanded percentiles,
+The American Statistician 69, 2015). For the tail probability α, the share of replicates beyond the
+lower end is
 
-    Φ(t · √(C / (C - 1)))  for  α,   t the α-quantile of Student's t with C - 1 degrees of freedom
+    Φ(t · √(C / (C - 1))),   t the α-quantile of Student's t with C - 1 degrees of freedom
 
-and the p of a paired test is that α for the share beyond 0, so that the two agree. How often such
-intervals hold the truth is in docs/evaluation.md.
+The p of a paired test follows from the share of replicates beyond 0 by the same formula, so that
+test and interval agree. docs/evaluation.md measures how often such intervals contain the truth.
 """
 
 from __future__ import annotations
@@ -53,10 +54,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 COVERAGE = 0.95
-FEW_CLASSES = 20  # with fewer, what is said of other classes is a rough guess
+FEW_CLASSES = 20  # with fewer, statements about other classes are a rough guess
 RATES = ("RP", "MAP@R", "mARP")  # means over the queries that have a match
 ROUNDING = 1e-9  # replicates that differ by no more are alike
-CHUNK = 2**22  # draws made at once: 64 MiB with the counts they become
+CHUNK = 2**22  # classes drawn at once: 64 MiB with their counts
 
 
 def few_classes(tests: Iterable[Test]) -> str:
@@ -99,8 +100,9 @@ def means_over(scores: Sequence[Scores]) -> dict[str, float]:
 def query_scores(
     per_query: Mapping[str, Tensor], ks: Sequence[int], labels: np.ndarray | Tensor
 ) -> Scores:
-    """From `metrics.retrieval_per_query`'s answer, to which names of plain means may be added.
+    """The Scores of `metrics.retrieval_per_query`'s result.
 
+    per_query may have other entries too, whose metric is their mean over all queries.
     labels: (Q,) the classes of the queries.
     """
     matched = (per_query["relevant"] > 0).double()
@@ -140,7 +142,7 @@ def replicates(scores: Sequence[Scores], resamples: int, seed: int) -> list[Tens
 
 
 def class_draws(classes: int, resamples: int, seed: int) -> Iterator[Tensor]:
-    """How often each class is drawn, (r, C) float64, for `resamples` draws in all."""
+    """Yield how often each class is drawn, (r, C) float64, for `resamples` draws in total."""
     generator = torch.Generator().manual_seed(seed)
     for rows in torch.arange(resamples).split(max(1, CHUNK // classes)):
         draws = torch.randint(classes, (len(rows), classes), generator=generator)
@@ -175,8 +177,8 @@ def share_interval(share: float, values: Tensor, classes: int, alike: int = 0) -
 def interval(values: Tensor, classes: int) -> list[float]:
     """The 95 % interval [low, high] of a difference from its replicates (resamples,).
 
-    See the file's header. Over those that are defined; [NaN, NaN] where none is, or with fewer than
-    two classes.
+    See the file's header. Undefined replicates are left out; [NaN, NaN] if none is defined, or
+    there are fewer than two classes.
 
     classes: how many were drawn from.
     """
@@ -222,8 +224,8 @@ def paired_differences(
 ) -> dict[str, Difference]:
     """A paired bootstrap test of each metric, from `replicates` of two networks (or groups).
 
-    p is two-sided, of the share (1 + min(#{B ≤ A}, #{B ≥ A})) / (1 + replicates) beyond 0: see the
-    file's header. Replicates in which the metric is undefined are left out.
+    p is two-sided, from the share (1 + min(#{B ≤ A}, #{B ≥ A})) / (1 + replicates) beyond 0, see
+    the file's header. Replicates in which the metric is undefined are left out.
 
     a, b: the metrics of the two, named alike, in the order of the columns of their replicates.
     classes: on how many classes each metric is based, see `Scores.rest_on`.
@@ -365,11 +367,11 @@ def _number(value: float | None) -> float:
 
 
 def _t_test(values: Tensor) -> Difference:
-    """Tests whether the mean of these differences (n,) is 0.
+    """Student's t-test of whether the mean of these differences (n,) is 0.
 
     If all are equal, there is no spread and no interval, and p is that of a sign test, 2 / 2ⁿ. With
-    few test images that is not rare: two methods that find 28 or 29 of 30, each equally often,
-    differ by the same image for both of two seeds in one of eight studies.
+    few test images that is not rare: if two methods find 28 or 29 of 30 images, each equally often,
+    one in eight studies with two seeds has the same difference of one image for both.
     """
     from scipy.stats import t
 

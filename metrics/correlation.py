@@ -76,8 +76,8 @@ def pairwise_rank_correlation(
 ) -> Correlation:
     """Spearman's rank correlation of two symmetric tables (n, n) over their pairs of rows.
 
-    Pairs share rows, so the interval is a bootstrap over the n rows, which `count` counts; the pair
-    of a row with itself, drawn twice, is left out.
+    Pairs share rows, so the interval is a bootstrap over the n rows (`count` is n). If a row is
+    drawn twice, the pair of it with itself is left out.
     """
     rng = np.random.default_rng(seed)
     count = len(first)

@@ -1,16 +1,16 @@
-"""Embeddings moved towards what is near them: α query expansion, and database augmentation.
+"""Embeddings moved towards their neighbours: α query expansion and database augmentation.
 
 With x of unit length, its K nearest images x_1 … x_K in the gallery and their cosines s_j,
 
     x' = (x + Σ_j max(s_j, 0)^α · x_j) / ‖…‖
 
-is α query expansion where x is a query (Radenović, Tolias and Chum, 2019; α = 0 is the plain mean
-of Chum et al., 2007), and database augmentation where x is an image of the gallery itself (Turcot
-and Lowe, 2009; Arandjelović and Zisserman, 2012). An image is never its own neighbour. Images tied
-with the K-th share what is left of the K, see neighbours.py.
+is α query expansion if x is a query (Radenović, Tolias and Chum, 2019; α = 0 is the plain mean of
+Chum et al., 2007), and database augmentation if x is an image of the gallery (Turcot and Lowe,
+2009; Arandjelović and Zisserman, 2012). An image is never its own neighbour. Images tied with the
+K-th share the remaining places, see neighbours.py.
 
-Where queries search among themselves, an augmented image may have been moved by the query itself,
-if that is among its K nearest. A query from outside moves nothing.
+If queries search among themselves, an augmented image may have been moved by the query itself,
+namely if that is among its K nearest. Queries that are not in the gallery move nothing.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ def expanded(
     """The embeddings (N, d) moved towards their k nearest in the gallery, (N, d) float32.
 
     Args:
-        gallery: (G, d); None where the embeddings are neighbours of each other.
-        k: how many; 1 or more. alpha: the power of the cosine that they count with.
-        own: whether embedding i is image i of the gallery, which is not its neighbour.
+        gallery: (G, d); None if the embeddings are their own gallery.
+        k: the number of neighbours, 1 or more. alpha: the power of the cosine as their weight.
+        own: whether embedding i is image i of the gallery, which is then not its neighbour.
 
     Raises:
-        ValueError: there are not so many to find; or as `retrieval_per_query`.
+        ValueError: there are not that many neighbours; or as `retrieval_per_query`.
     """
     queries = as_images(embeddings)
     images = queries if gallery is None else as_images(gallery, "gallery")
@@ -50,7 +50,7 @@ def expanded(
 
 
 def _weighted_sum(near: Near, weights: Tensor, everything: Tensor) -> Tensor:
-    """Σ_j weight_j · x_j of each query, (B, d) float64; everything: (G, d) the gallery."""
+    """Σ_j weight_j · x_j for each query, (B, d) float64; everything: the gallery (G, d)."""
     row, place = (near.index >= 0).nonzero(as_tuple=True)
     where = torch.stack([row, near.index[row, place]])
     shape = (len(near.queries), len(everything))

@@ -1,11 +1,11 @@
 """Embeddings in the order of their labels, and their cosines.
 
-Exactly as close: products are taken in float32, and one that lies within float32's rounding bound
-of the value it is compared with is taken again in float64, from the embeddings as they were given,
-x·y · 1/‖x‖ · 1/‖y‖. Two of these cosines are equal when they differ by no more than rounding can
-make equal ones differ, 8·2^-52, and 1.5·d·2^-52 more where the sums over the d numbers are rounded
-too; sums of whole numbers (codes, quantised embeddings) are not, below 2^53. So y and 5y are the
-same direction where 5y is represented exactly.
+What "exactly as close" means: products are computed in float32, and again in float64 if they are
+within float32's rounding bound of the value that they are compared with. The float64 cosine is
+x·y · 1/‖x‖ · 1/‖y‖, with the embeddings as they were given. Two of these cosines count as equal if
+they differ by no more than rounding errors can: 8·2^-52, plus 1.5·d·2^-52 if the sums over the d
+numbers are rounded too. (Sums of whole numbers, as of codes or quantised embeddings, are exact
+below 2^53.) So y and 5y have the same direction, if 5y is represented exactly.
 """
 
 from __future__ import annotations
@@ -18,17 +18,19 @@ from torch import Tensor
 
 from metrics.products import Array, as_numbers, said_of
 
-SHORTEST = 1e-30  # a vector shorter than that counts as zeros
-LONGEST = 1e37  # float32 has all its digits up to there, and of the reciprocal
+SHORTEST = 1e-30  # a shorter vector counts as zeros
+LONGEST = 1e37  # up to here, float32 represents a norm and its reciprocal with all digits
 
 
 def embeddings_of(
     values: Array, name: str, device: torch.device | str | None, *, like: Tensor | None = None
 ) -> tuple[Tensor, torch.device]:
-    """Embeddings (N, d) that were given, and where they are computed with.
+    """Given embeddings (N, d) as a tensor on the device for computing, and that device.
 
     Args:
-        name: their name in errors. device: default: where they are. like: must have the same d.
+        name: their name in errors.
+        device: where to compute; by default where they are.
+        like: other embeddings, which must have the same d.
 
     Raises:
         ValueError: they are not numbers of that shape, or there are none.
@@ -48,14 +50,14 @@ def embeddings_of(
 
 
 class Images:
-    """Embeddings with labels (and groups), in the order of the labels.
+    """Embeddings with labels and optional groups, in the order of the labels.
 
     Rows are normalised when they are needed: a normalised copy would double the memory.
 
     Attributes:
         inverse: (N,) float64, 1 / ‖x‖, 0 for zeros. scale: (N, 1) float32, the same.
-        largest: the largest |number| where all are whole numbers, else infinity.
-        fits_float32: whether all can be normalised in float32.
+        largest: the largest absolute value if all entries are whole numbers, else infinity.
+        fits_float32: whether all embeddings can be normalised in float32.
     """
 
     def __init__(self, embeddings: Tensor, labels: Array, groups: Array | None, name: str) -> None:
@@ -82,7 +84,7 @@ class Images:
 
     def _largest(self) -> float:
         largest = 0.0
-        for rows in self.embeddings.split(256):  # seldom goes beyond the first ones
+        for rows in self.embeddings.split(256):  # usually returns in the first part
             rows = rows.double()
             if not torch.equal(rows, rows.round()):
                 return math.inf
@@ -104,7 +106,7 @@ class Images:
         return len(self.order)
 
     def unit(self, part: slice) -> Tensor:
-        """L2-normalised float32 embeddings (n, d) of a run of images."""
+        """L2-normalised embeddings (n, d) of a run of images, float32."""
         if not self.fits_float32:
             return self.exact_unit(part).float()
         return self.embeddings[self.order[part]].float() * self.scale[part]
@@ -119,11 +121,11 @@ class Images:
 
 
 class Pairing(NamedTuple):
-    """Which queries search in which gallery.
+    """Queries and the gallery in which they search.
 
     Attributes:
-        begin, end: (Q,) the run of each query's class in the gallery.
-        excluding: whether queries ignore the images of their own group.
+        begin, end: (Q,) the gallery images of each query's class are those from begin to end.
+        excluding: whether queries ignore images of their own group.
     """
 
     queries: Images
@@ -134,7 +136,7 @@ class Pairing(NamedTuple):
 
     @classmethod
     def of(cls, queries: Images, gallery: Images, excluding: bool) -> Pairing:
-        """The classes are looked up among the gallery's labels, which are in order."""
+        """Look up the queries' classes in the gallery, whose labels are sorted."""
         begin = torch.searchsorted(gallery.labels, queries.labels)
         end = torch.searchsorted(gallery.labels, queries.labels, right=True)
         return cls(queries, gallery, begin, end, excluding)
@@ -150,12 +152,13 @@ class Rounding(NamedTuple):
     """The largest differences that rounding can cause.
 
     Attributes:
-        doubt: a float32 product of unit vectors and the float64 cosine. Summing d products, in
-            whatever order, costs d·2^-24 (1 %: second order), the unit vectors' own rounding
-            6·2^-24; the rest is for the ends of the windows that are compared with.
-        tie: two float64 cosines that are equal. A product and a norm cost d·2^-53 and d·2^-54,
-            unless they are sums of whole numbers, and what is done with them 6·2^-53, for each of
-            the two.
+        doubt: between a float32 product of unit vectors and the float64 cosine. The sum of d
+            products, in any order, has an error of up to d·2^-24 (plus 1 % of second order), the
+            rounding of the unit vectors adds 6·2^-24, and the rest allows for the rounding of the
+            thresholds that products are compared with.
+        tie: between two float64 cosines that should be equal. For each of them, product and norm
+            have errors of up to d·2^-53 and d·2^-54, unless they are sums of whole numbers, and the
+            remaining operations of 6·2^-53.
     """
 
     doubt: float
@@ -163,7 +166,7 @@ class Rounding(NamedTuple):
 
 
 def rounding(queries: Images, gallery: Images) -> Rounding:
-    """The bounds for two sets of embeddings."""
+    """The rounding bounds for two sets of embeddings."""
     d = queries.embeddings.shape[1]
     exact = d * max(queries.largest, gallery.largest) ** 2 <= 2**53
     return Rounding((1.01 * d + 16) * 2.0**-24, (8 if exact else 1.5 * d + 8) * 2.0**-52)
@@ -180,9 +183,9 @@ def pairwise_cosines(queries: Images, row: Tensor, gallery: Images, column: Tens
 
 
 def are_crowded(queries: Images, gallery: Images) -> bool:
-    """Whether float32 cannot order many images: a collapsed network, or few different values.
+    """Whether many cosines are too close for float32: a collapsed network, or few distinct values.
 
-    That is so if the cosines of more than 1 of 64 pairs, in a small sample, are too close.
+    Judged by a small sample: more than 1 in 64 pairs of a query's cosines have to be too close.
     """
     rows = torch.linspace(0, len(queries) - 1, 64, device=queries.order.device).long()
     step = max(1, len(gallery) // 256)

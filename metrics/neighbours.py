@@ -1,8 +1,8 @@
-"""The K nearest images of each query, with those that are exactly as close as the K-th.
+"""The K nearest images of each query, including all that are exactly as close as the K-th.
 
 Ties are decided as in retrieval, see images.py: float32 products select the pairs that are computed
-in float64. So the result depends neither on the block size nor on the order of the images: if t
-images are as close as the K-th, and m of them would fit, all t are returned with a `share` of
+in float64. The result depends neither on the block size nor on the order of the images: if t images
+are as close as the K-th, and only m of them belong to the K, all t are returned with a `share` of
 m / t, the mean over all their orders.
 """
 
@@ -19,18 +19,19 @@ from metrics.products import Array, full_float32, inner_products
 from metrics.ragged import counted
 from metrics.selection import largest
 
-HELD = 2**23  # similarities at once: 32 MiB, and as much again for what is made of them
+HELD = 2**23  # similarities at once: 32 MiB, and as much again for the selection
 
 
 class Near(NamedTuple):
-    """The neighbours of some queries (B,), nearest first; rows are padded to one width.
+    """The neighbours of B queries, nearest first; rows are padded to one width.
 
     Attributes:
         queries: (B,) indices of the queries.
         index: (B, W) indices into the gallery; -1 as padding.
         cosine: (B, W) float64; -inf as padding.
-        before: (B, W) how many images are strictly closer than this one.
-        share: (B, W) float64, see the file's header: 1 unless tied with the K-th; 0 as padding.
+        before: (B, W) the number of images that are strictly closer than this one.
+        share: (B, W) float64: 1, or less if tied with the K-th, see the file's header; 0 as
+            padding.
     """
 
     queries: Tensor
@@ -47,7 +48,7 @@ def as_images(embeddings: Array, name: str = "embeddings") -> Images:
 
 
 def check_count(k: int, there: int) -> None:
-    """Raises ValueError unless there are enough images for k neighbours."""
+    """Raise ValueError unless there are enough images for k neighbours."""
     if not 1 <= k <= there:
         raise ValueError(
             f"{k} nearest images were asked for, and an image can find {there}; choose a number "
@@ -57,11 +58,11 @@ def check_count(k: int, there: int) -> None:
 
 @torch.no_grad()
 def nearest(queries: Images, gallery: Images, k: int, own: bool) -> Iterator[Near]:
-    """Yields the k nearest gallery images, for some queries at a time.
+    """Yield the k nearest gallery images of each query, for some queries at a time.
 
     Args:
-        queries, gallery: of `as_images`. k: at most as many as a query can find.
-        own: whether query i is image i of the gallery, which it does not find.
+        queries, gallery: made by `as_images`. k: at most as many as a query can find.
+        own: whether query i is image i of the gallery, which it must not find.
     """
     bounds = rounding(queries, gallery)
     device = queries.embeddings.device
@@ -88,7 +89,7 @@ def _near(rows: Tensor, row: Tensor, column: Tensor, exact: Tensor, k: int, tie:
     cosine[row, place], index[row, place] = exact, column
     cosine, order = cosine.sort(dim=1, descending=True, stable=True)
     index = index.gather(1, order)
-    starts = torch.ones_like(cosine, dtype=torch.bool)  # whether it is farther than the one before
+    starts = torch.ones_like(cosine, dtype=torch.bool)  # whether it is farther than its predecessor
     starts[:, 1:] = cosine[:, :-1] - cosine[:, 1:] > tie
     number = torch.arange(cosine.shape[1], device=row.device).expand_as(index)
     before = number.masked_fill(~starts, 0).cummax(dim=1).values

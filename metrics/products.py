@@ -12,14 +12,14 @@ from torch import Tensor
 
 Array = Tensor | np.ndarray
 
-# torch's way to oneDNN's float32 product, which its compiler takes too: it copies neither what is
-# multiplied nor the result, as `F.linear(a.to_mkldnn(), b).to_dense()` does for the same numbers.
+# torch's operator for oneDNN's float32 product, which torch.compile uses too. Unlike
+# `F.linear(a.to_mkldnn(), b).to_dense()`, which gives the same numbers, it copies no matrix.
 ONEDNN_PRODUCT = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 
 @contextmanager
 def full_float32(device: torch.device) -> Iterator[None]:
-    """Make float32 products real float32 inside: no TF32, no bfloat16, no autocast."""
+    """A context in which float32 products are real float32: no TF32, no bfloat16, no autocast."""
     backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
     before = [backend.fp32_precision for backend in backends]
     try:
@@ -48,10 +48,10 @@ def inner_products(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 def as_numbers(values: Array, demand: str) -> Tensor:
-    """Real numbers as a tensor, where they lie: of a tensor, or of what numpy takes for an array.
+    """Real numbers as a tensor, without copying: given as a tensor, or anything numpy can read.
 
     Raises:
-        ValueError: they are none; the sentence is `demand`, and what they are instead.
+        ValueError: they are no real numbers; the message is `demand`, and what they are instead.
     """
     if isinstance(values, Tensor):
         x = values
@@ -66,11 +66,11 @@ def as_numbers(values: Array, demand: str) -> Tensor:
 
 
 def _as_tensor(array: np.ndarray) -> Tensor:
-    """The numbers of an array; only what torch cannot read where it lies is copied."""
+    """An array as a tensor; copied only if torch cannot read it in place."""
     readable = array.dtype.isnative and all(stride >= 0 for stride in array.strides)
-    if not readable:  # such as array[::-1], or another machine's order of bytes
+    if not readable:  # such as array[::-1], or a foreign byte order
         array = array.astype(array.dtype.newbyteorder("="), order="C")
-    with warnings.catch_warnings():  # of arrays that may not be written, as those of pandas
+    with warnings.catch_warnings():  # about read-only arrays, such as those of pandas
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return torch.from_numpy(array)
 

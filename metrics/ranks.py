@@ -1,4 +1,4 @@
-"""From the ranks of a query's matches to its metrics."""
+"""The metrics of a query, computed from the ranks of its matches."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from metrics import ties
 from metrics.ragged import counted, spread
 
 COUNTS = ("relevant", "rank", "tied", "tied_matches", "undecided")
+"""The entries of `retrieval_per_query` that are no metrics, int64."""
 SCORES = ("RP", "MAP@R", "mARP", "MRR")
-"""What `retrieval_per_query` gives each query: int64, which are no metrics, and float64."""
+"""Those that are metrics, float64."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Where n queries find their matches: CPU tensors, int64.
+    """The ranks of the matches of n queries: CPU tensors, int64.
 
-    The P matches that are listed stand query by query, nearest first: all that may be among the
-    query's R nearest, each with those that are exactly as close. Of the T groups of equally close
-    images in which there are listed matches and images of other classes (see ties.py) each is named
-    by its first match.
+    P matches are listed, query by query, nearest first: all that may be among the query's R
+    nearest, and all that are exactly as close as one of those. T groups of equally close images
+    contain both listed matches and images of other classes (see ties.py).
 
     Attributes:
-        relevant: (n,) R, the matches that there are.
-        offsets: (n + 1,) where each query's matches begin among the listed ones.
+        relevant: (n,) R, the number of matches.
+        offsets: (n + 1,) where each query's matches begin in the list.
         rank: (P,) m + c_m, where c_m images of other classes are strictly closer than match m.
-        closer: (n,) c_1, the size of the gallery where R = 0.
-        tied: (n,) images of other classes exactly as close as the nearest match.
-        tied_matches: (n,) matches exactly as close as the nearest one, itself included.
-        first: (T,) the pair that is a group's first match.
-        right: (T,) the group's matches. wrong: (T,) its images of other classes.
+        closer: (n,) c_1; the size of the gallery where R = 0.
+        tied: (n,) the number of images of other classes exactly as close as the nearest match.
+        tied_matches: (n,) the number of matches exactly as close as the nearest, which is included.
+        first: (T,) the index in the list of each group's first match.
+        right: (T,) each group's matches. wrong: (T,) its images of other classes.
     """
 
     relevant: Tensor

@@ -6,18 +6,18 @@ Two images are near if they are near to the same images. Of queries and gallery 
     R(p, k)    the g in N(p, k) with p in N(g, k)
     R*(p)      R(p, k1), and R(q, k1/2) of each q in R(p, k1)
                with |R(p, k1) ∩ R(q, k1/2)| >= 2/3 |R(q, k1/2)|
-    V(p, g)    exp(-d(p, g)) for g in R*(p), 0 else; divided by its sum over g
+    V(p, g)    exp(-d(p, g)) for g in R*(p), else 0; divided by its sum over g
     V'(p)      the mean of V(i) over i in N(p, k2 - 1)
     J(p, g)    1 - Σ_j min(V'(p, j), V'(g, j)) / Σ_j max(V'(p, j), V'(g, j))
 
-and what is searched by is (1 - λ)·J + λ·d with d = 1 - cos. All images that are exactly as close as
+and images are ranked by (1 - λ)·J + λ·d with d = 1 - cos. All images that are exactly as close as
 the k-th nearest are in N(p, k), so that the order of the images does not matter.
 
 Deviations: d is 1 - cosine, where the released code divides squared distances by the largest of a
 row; a q at exactly 2/3 counts, as in the paper, where the released code leaves it out. The sum of V
-is divided out as in the released code; k1/2 is rounded to the even number next to a half.
+is divided out as in the released code; k1/2 is rounded half to even.
 
-The queries take part in the graph: an answer depends on the other queries of the evaluation.
+The queries are part of the graph: results of a query depend on the other queries.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from metrics.neighbours import as_images, check_count, nearest
 from metrics.products import Array
 from metrics.ragged import spread
 
-MOST_LINKS = 2**26  # of the graph: beyond, most embeddings are the same
-AT_ONCE = 2**12  # images or pairs whose neighbours are looked at together
-HELD = 2**20  # entries that are put together at once, by each thread
+MOST_LINKS = 2**26  # of the graph: it has more only if most embeddings are the same
+AT_ONCE = 2**12  # images or pairs whose neighbours are processed at once
+HELD = 2**20  # entries that each thread combines at once
 
 
 class Links:
-    """A relation between N images: sorted pairs (p, g), as p·N + g.
+    """A relation between N images: P pairs (p, g), stored as the sorted numbers p·N + g.
 
     Attributes:
-        keys: (P,) int64, rising. count: N.
+        keys: (P,) int64, increasing. count: N.
     """
 
     def __init__(self, keys: Tensor, count: int) -> None:
@@ -48,37 +48,37 @@ class Links:
 
     @property
     def pairs(self) -> tuple[Tensor, Tensor]:
-        """p and g."""
+        """p and g of all pairs, (P,) each."""
         return self.keys // self.count, self.keys % self.count
 
     def has(self, keys: Tensor) -> Tensor:
-        """Which of some pairs are among them."""
+        """Whether each of the given pairs is in the relation; a mask."""
         if not len(self.keys):
             return torch.zeros_like(keys, dtype=torch.bool)
         place = torch.searchsorted(self.keys, keys).clamp_max(len(self.keys) - 1)
         return self.keys[place] == keys
 
     def mutual(self) -> Links:
-        """Those whose other direction is among them too."""
+        """The pairs whose reverse is in the relation too."""
         p, g = self.pairs
         return Links(self.keys[self.has(g * self.count + p)], self.count)
 
     def of(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The partners of some images (M,), one after the other: whose each is, and it, (T,)."""
+        """The partners of the images (M,), concatenated: positions in `images`, and partners."""
         run, place = spread(*_runs(self.offsets, images))
         return run, self.keys[place] % self.count
 
 
 class Reranking:
-    """The distance that replaces the cosine; call it as `rows.Score`.
+    """The re-ranking distance, as a `rows.Score` that replaces the cosine.
 
     Args:
-        embeddings: (Q, d) queries. gallery: (G, d); None where they search among themselves.
-        k1, k2, balance: see the file's header; the latter is λ.
+        embeddings: (Q, d) queries. gallery: (G, d); None if they search among themselves.
+        k1, k2, balance: see the file's header; balance is λ.
 
     Raises:
-        ValueError: k1 or k2 are not among 1 … the images that one can find, or most of the
-            embeddings are exactly the same.
+        ValueError: k1 or k2 is below 1 or above the number of images that one can find, or most of
+            the embeddings are exactly the same.
     """
 
     @torch.no_grad()
@@ -107,7 +107,7 @@ class Reranking:
 
     @torch.no_grad()
     def __call__(self, queries: Tensor) -> Tensor:
-        """(B,) queries → (B, G) float64, minus the distance to each gallery image."""
+        """Queries (B,) → minus their distances to the gallery images, (B, G) float64."""
         rows = self.weights
         shared = self.columns.shared(rows, queries)
         cosine = self.unit[queries] @ self.unit[self.first :].T
@@ -116,7 +116,7 @@ class Reranking:
 
 
 class _Sparse:
-    """A sparse matrix (N, N), row by row: columns rise in a row."""
+    """A sparse matrix (N, N), row by row, columns increasing within a row."""
 
     def __init__(self, keys: Tensor, values: Tensor, count: int) -> None:
         self.links = Links(keys, count)
@@ -124,7 +124,7 @@ class _Sparse:
 
 
 def _graph(images: Images, k: int) -> tuple[Links, Tensor]:
-    """N(p, k) of all images, each its own neighbour; and how many are closer, -1 for itself."""
+    """N(p, k) of all images, and for each pair the number of closer images, -1 for p itself."""
     keys, before, total = [], [], 0
     for near in nearest(images, images, k, own=True):
         row, place = (near.index >= 0).nonzero(as_tuple=True)
@@ -182,13 +182,13 @@ def _averaged(vectors: _Sparse, close: Links) -> _Sparse:
 
 
 def _runs(offsets: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the entries of some rows begin, and how many there are."""
+    """Where the entries of the rows begin, and their numbers."""
     begin = offsets[rows]
     return begin, offsets[rows + 1] - begin
 
 
 class _Columns:
-    """V' of the gallery images column by column, for what vectors have in common."""
+    """V' of the gallery images, column by column."""
 
     def __init__(self, weights: _Sparse, first: int) -> None:
         p, column = weights.links.pairs
@@ -201,7 +201,7 @@ class _Columns:
         self.offsets = torch.nn.functional.pad(sizes.cumsum(0), (1, 0))
 
     def shared(self, rows: _Sparse, queries: Tensor) -> Tensor:
-        """Σ_j min(V'(p, j), V'(g, j)) of some queries with all gallery images, (B, G)."""
+        """Σ_j min(V'(p, j), V'(g, j)) of queries p and all gallery images g, (B, G)."""
         found = self.values.new_zeros(len(queries) * self.count)
         run, place = spread(*_runs(rows.links.offsets, queries))
         column = rows.links.keys[place] % rows.links.count

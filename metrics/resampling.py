@@ -1,15 +1,14 @@
 """How sure error rates of pairs are: a bootstrap over the classes.
 
 Pairs that share an image or a class are not independent, so whole classes are drawn, with
-replacement. If class c was drawn w_c times, a replicate is
+replacement. If class c was drawn w_c times, a replicate of the rate is
 
     of same pairs        Σ_c w_c·n_c(t) / Σ_c w_c·n_c
     of different pairs   Σ_{a≠b} w_a·w_b·n_ab(t) / Σ_{a≠b} w_a·w_b·n_ab
 
-where n(t) are the pairs that the rate counts. (Two copies of a class are not a different pair.)
-Where only some of the accepted different pairs are listed, n_ab counts those, and the sum above is
-brought to what it is with all of them: it is right for the classes as they are, and as uncertain
-over others as so many pairs tell.
+where n is the number of pairs, and n(t) of those that the rate counts. (Two copies of a class are
+not a different pair.) If only some of the accepted different pairs are listed, n_ab(t) counts
+these, and the numerator is scaled so that it is right with every class drawn once.
 """
 
 from __future__ import annotations
@@ -34,10 +33,10 @@ def rate_of_classes(counted: Tensor, every: Tensor, seed: int = 1) -> Tensor:
 def rate_of_different_pairs(pairs: PairCounts, threshold: int, seed: int = 1) -> Tensor:
     """Replicates (RESAMPLES,) of the share of the different pairs that a threshold accepts.
 
-    All are NaN where it accepts some and none of them is listed.
+    All are NaN if it accepts some but none of them is listed.
 
     Args:
-        threshold: a place on the grid, not below `pairs.listed_from`.
+        threshold: an index on the grid of cosines, not below `pairs.listed_from`.
     """
     near = pairs.listed.bin >= threshold
     count = len(pairs.classes)

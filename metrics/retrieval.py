@@ -13,9 +13,9 @@ similarities:
     mARP   the same sum divided by the hits among the R nearest instead of by R, 0 without a hit
            (as divide and conquer reports it; not comparable with MAP@R)
 
-Ties: where images of the query's class and of others are exactly as close, a metric is its mean
-over all orders of these images, computed and not drawn (see ties.py): nothing is right because it
-is tied, and a network that tells nothing apart is as good as chance.
+Ties: if images of the query's class and of others are exactly as close, a metric is its mean over
+all orders of these images, computed and not sampled (see ties.py). So no image is right because it
+is tied, and a network that maps all images to one point is as good as chance.
 
 Ties are decided in float64, from the original embeddings (images.py), and the metrics depend
 neither on the block size, nor on the device, nor on the order of the images.
@@ -111,26 +111,25 @@ def retrieval_per_query(
 ) -> dict[str, Tensor]:
     """Retrieval metrics of each query: CPU tensors of shape (Q,), in the order of the queries.
 
-    embeddings: (Q, d) queries, labels: (Q,) integers. Without `gallery` each query searches among
-    all the other embeddings and is left out by its index; else among gallery (G, d).
+    embeddings: (Q, d) queries, labels: (Q,) integers. With a gallery (G, d) queries search in it;
+    without, each query searches among all other embeddings.
     exclude: an integer group per image; a query ignores images of its own group. With a gallery, a
     pair (query groups, gallery groups).
     block_size: gallery images in a block (at most 8192); affects memory and speed, not results.
-    device: where to compute, default: where the embeddings are. progress: called with 0..1.
+    device: where to compute; by default, where the embeddings are. progress: called with 0..1.
     share: this process's part of the work, if several search the same embeddings together.
-    score: the similarity, if it is not the cosine of these embeddings: see `rows.Score`.
+    score: a similarity to use instead of the cosine, see `rows.Score`.
 
     Returns
-        relevant      R, the same-class images (matches) that the query could find (int64)
-        rank          c_1, the other-class images strictly closer than the nearest match; G where
-                      R = 0 (int64). The rank of that match if it came first among its ties: whether
-                      it is among the K nearest is for `recall_at` to say
-        tied          the other-class images exactly as close as the nearest match (int64)
-        tied_matches  the matches exactly as close as the nearest one, which is one of them; 0 where
+        relevant      R, the number of same-class images (matches) that the query can find (int64)
+        rank          c_1, the number of other-class images strictly closer than the nearest match;
+                      G if R = 0 (int64). Ties are not in it: use `recall_at` for R@K
+        tied          the number of other-class images exactly as close as the nearest match (int64)
+        tied_matches  the number of matches exactly as close as the nearest, which is included; 0 if
                       R = 0 (int64)
         undecided     whether a metric depends on the order of tied images (int64, 0 or 1)
-        RP, MAP@R, mARP, MRR   the query's own share of each mean, expected over the orders of tied
-                      images, 0 where R = 0 (float64)
+        RP, MAP@R, mARP, MRR   the query's value in each mean, averaged over the orders of tied
+                      images; 0 if R = 0 (float64)
 
     Extra memory: at most 512 MB beyond the embeddings and a few numbers per image.
 
@@ -158,7 +157,7 @@ def retrieval_per_query(
 def recall_at(per_query: Mapping[str, Tensor], k: int) -> Tensor:
     """The probability that a match is among each query's K nearest, over the orders of tied images.
 
-    per_query: `retrieval_per_query`'s answer. Returns (Q,) float64, 0 or 1 but for queries with
+    per_query: `retrieval_per_query`'s result. Returns (Q,) float64: 0 or 1, except for queries with
     `tied` images; 0 without a match. Raises ValueError: K is not a whole number above 0.
     """
     check_ks((k,))
@@ -174,9 +173,9 @@ def summarise(per_query: Mapping[str, Tensor], ks: Sequence[int]) -> dict[str, f
     """Means of `retrieval_per_query`'s values, over all its queries or a selection of them.
 
     A query without a match (R = 0) counts as a miss in R@K and as 0 in MRR; RP, MAP@R and mARP
-    leave it out, and are NaN, undefined, when no query has a match. Counts come along: `queries`,
-    `queries_without_match`, and `queries_tied`, whose metrics depend on the order of images that
-    are exactly as close: see `about_ties`.
+    leave it out, and are NaN, undefined, if no query has a match. The counts `queries`,
+    `queries_without_match` and `queries_tied` are included; metrics of tied queries depend on the
+    order of images that are exactly as close, see `about_ties`.
     """
     check_ks(ks)
     matched = per_query["relevant"] > 0
@@ -213,7 +212,7 @@ def one_per_class_gallery(
     """VehicleID's official protocol: one random image per class is the gallery, the rest query it.
 
     Returns the mean and the standard deviation over `draws` seeded galleries of each R@K and of
-    MRR, which with one match per query is also its mean average precision: `R@1`, `R@1_sd`, ….
+    MRR, which with one match per query is the mean average precision: `R@1`, `R@1_sd`, ….
     `options` go to `retrieval_metrics`. A class of one image has no query.
 
     Raises ValueError: fewer than one draw, no class of two images, or as `retrieval_metrics`.
@@ -282,8 +281,8 @@ def _search(
 def rows_are_faster(matches: float, dimension: int) -> bool:
     """Whether rows.py is faster for this mean number of matches per query.
 
-    It compares all pairs twice, which costs more for longer embeddings, while blocks.py has more to
-    do for more matches. Measured for 9 to 5,000 matches and 64 to 512 dimensions
+    It compares all pairs twice, which takes longer with more dimensions, while blocks.py takes
+    longer with more matches. Measured for 9 to 5,000 matches and 64 to 512 dimensions
     (benchmarks/evaluation.py).
     """
     return 16 * matches >= dimension + 80

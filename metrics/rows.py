@@ -1,7 +1,7 @@
 """The search row by row, for classes of many images: a query's similarities to the whole gallery.
 
-What is beyond a query's R nearest images counts for none of its metrics but the rank of its nearest
-match. So the R nearest, and a few more, are taken out of the row and put in order; the place of a
+Beyond a query's R nearest images, nothing matters for its metrics except the rank of its nearest
+match. So the R nearest, and a few more, are selected from the row and sorted; the position of a
 match among them is its rank. blocks.py searches for classes of few images.
 """
 
@@ -22,15 +22,15 @@ from metrics.ranks import COUNTS, SCORES, Ranks
 from metrics.selection import count_true, largest
 from metrics.sharing import Progress, Share, in_threads, workers
 
-KEPT = 2**27  # bytes of a gallery up to which it is kept as it is multiplied with
-CHUNK = 2**21  # numbers of a larger one that are converted at once
-LISTED = 2**20  # images that are put in order at once, by all threads together
-SPARE = 8  # images listed beyond the R nearest, which tell where a tie ends
-SCORE_TIE = 1e-10  # scores that are no cosines and differ by less are equal
-FEW = 1 / 64  # share of the similarities that is taken again in float64 one by one
+KEPT = 2**27  # bytes of a normalised gallery up to which it is kept
+CHUNK = 2**21  # numbers of a larger gallery that are normalised at once
+LISTED = 2**20  # images that are sorted at once, by all threads together
+SPARE = 8  # images listed beyond the R nearest, which show where a tie ends
+SCORE_TIE = 1e-10  # `Score`s that differ by less are equal
+FEW = 1 / 64  # up to this share, similarities are computed one by one in float64
 
 Score = Callable[[Tensor], Tensor]
-"""Queries (B,), by their places as they were given → (B, G) float64, the larger the nearer."""
+"""Indices of queries (B,), in the order given → scores (B, G) float64, larger if more similar."""
 
 
 def search(
@@ -42,8 +42,8 @@ def search(
 ) -> dict[str, Tensor]:
     """`retrieval_per_query`'s answer, in the order of the queries.
 
-    size: half its square is the number of similarities that are held at once. score: what is
-    searched by, if not the cosine.
+    size: half its square is the number of similarities that are held at once. score: a similarity
+    to use instead of the cosine.
     """
     rows = _Rows(pairing) if score is None else _ScoredRows(pairing, score)
     queries, gallery = pairing.queries, pairing.gallery
@@ -69,13 +69,15 @@ def search(
 
 @dataclass
 class _Lists:
-    """What B queries find, nearest first: (B, K) each, and what the lists do not hold: (B,) each.
+    """The K nearest images of B queries, nearest first, and counts of images beyond them.
 
     Attributes:
-        right: whether an image is of the query's class.
-        tied: whether it is exactly as close as the one before it.
-        depth: how many places are certain; beyond them images may be missing that are as near.
-        more_right, more_wrong: images, all as close, which follow those places.
+        right: (B, K) whether the image is of the query's class.
+        tied: (B, K) whether it is exactly as close as its predecessor.
+        depth: (B,) the number of certain positions; after these, images that are as close may be
+            missing.
+        more_right, more_wrong: (B,) the numbers of matches and other images, all equally close,
+            that come after the certain positions.
     """
 
     right: Tensor
@@ -89,17 +91,17 @@ class _Lists:
 
     @property
     def places(self) -> Tensor:
-        """0 .. K - 1, (B, K)."""
+        """The positions 0 .. K - 1 in each row, (B, K)."""
         return torch.arange(self.right.shape[1], device=self.right.device).expand_as(self.right)
 
     def starts(self) -> Tensor:
-        """(B, K) the first place of the images that are as close as one."""
+        """(B, K) the first position of the images that are exactly as close as each image."""
         if not self.tied.any():
             return self.places
         return self.places.masked_fill(self.tied, 0).cummax(dim=1).values
 
     def finds(self) -> Tensor:
-        """(B,) whether there is a match."""
+        """(B,) whether the query finds a match."""
         certain = self.places < self.depth[:, None]
         return (self.right & certain).any(dim=1) | (self.more_right > 0)
 
@@ -112,7 +114,7 @@ class _Lists:
         row, place = (self.right & (starts < self.depth[:, None])).nonzero(as_tuple=True)
         listed = row.bincount(minlength=len(relevant))
         if self.tied.any():
-            # Matches that are as close as each other come before what else is as close.
+            # Among equally close images, matches come first.
             start, width = starts[row, place], starts.shape[1]
             group, right = (row * width + start).unique_consecutive(return_counts=True)
             first = right.cumsum(0) - right
@@ -127,7 +129,7 @@ class _Lists:
 
         offsets = F.pad((listed + self.more_right).cumsum(0), (1, 0))
         cut = self.more_right.nonzero().squeeze(1)
-        if len(cut):  # so do those that are not listed
+        if len(cut):  # the same for those that are not listed
             more, after = self.more_right[cut], offsets[cut] + listed[cut]
             pair = offsets[row] + counted(listed)
             step = counted(more)
@@ -152,14 +154,14 @@ class _Lists:
 
 
 class _Rows:
-    """Rows of similarities: float32, and float64 where that leaves something open.
+    """Rows of similarities in float32, or in float64 if float32 does not decide the order.
 
-    Where most are left open, in dense neighbourhoods and among copies, the rows that follow are
-    float64 from the start.
+    If float32 fails for most rows, because of dense neighbourhoods or copies, all later rows are
+    computed in float64 at once.
 
     Attributes:
         relevant: (Q,) R of each query.
-        precise: whether rows are float64 from the start.
+        precise: whether rows are now computed in float64 at once.
     """
 
     def __init__(self, pairing: Pairing) -> None:
@@ -179,13 +181,13 @@ class _Rows:
             self.relevant = self.relevant - 1
 
     def step(self, size: int) -> int:
-        """How many rows are worked on at once, by each thread; see `search` for the size."""
+        """The number of rows that each thread processes at once; see `search` for the size."""
         rows = size * size // 2 // len(self.gallery)
         listed = LISTED // (int(self.relevant.max()) + SPARE)
         return max(1, min(rows, listed) // workers(self.relevant.device))
 
     def answers(self, rows: Tensor) -> list[tuple[Tensor, dict[str, Tensor]]]:
-        """The values of some queries that have matches (B,), in one or two parts."""
+        """The values of queries (B,) that have matches: one or two pairs (queries, values)."""
         found = []
         if not self.precise:
             settled, ranks = self._in_float32(rows)
@@ -198,7 +200,7 @@ class _Rows:
         return found
 
     def _in_float32(self, rows: Tensor) -> tuple[Tensor, Ranks | None]:
-        """(B,) the rows that float32 is enough for, and their ranks."""
+        """(B,) whether float32 is enough for a row, and the ranks of those rows."""
         similarities = self._similarities(rows, precise=False)
         values, columns = self._largest(rows, similarities)
         right = self._same_class(rows, columns)
@@ -229,7 +231,7 @@ class _Rows:
         return settled, lists[settled].ranks(relevant[settled], nearest[:, settled])
 
     def _in_float64(self, rows: Tensor) -> Ranks:
-        """The ranks of some queries, in float64 throughout."""
+        """The ranks of queries, all in float64."""
         similarities = self._similarities(rows, precise=True)
         values, columns = self._largest(rows, similarities)
         nothing = torch.zeros_like(rows)
@@ -239,7 +241,7 @@ class _Rows:
         relevant = self.relevant[rows]
         cut = (relevant > depth).nonzero().squeeze(1)
         if len(cut):
-            # Images that are as close as the R-th nearest may be missing.
+            # Images as close as the R-th nearest may be missing from the list.
             start = lists.starts()[cut].gather(1, relevant[cut, None] - 1)
             own, all_ = self._as_close(rows[cut], similarities[cut], values[cut].gather(1, start))
             lists.depth = depth.index_copy(0, cut, start.squeeze(1))
@@ -251,15 +253,15 @@ class _Rows:
             nearest[:, far] = self._nearest_in_float64(rows[far], similarities[far])
         return lists.ranks(relevant, nearest)
 
-    # What is read off the rows --------------------------------------------------------------------
+    # Reading the rows -----------------------------------------------------------------------------
 
     def _largest(self, rows: Tensor, similarities: Tensor) -> tuple[Tensor, Tensor]:
-        """The R nearest of each row and a few more: (B, K) values, falling, and columns."""
+        """The R nearest of each row and a few more: (B, K) values, decreasing, and columns."""
         count = int(self.relevant[rows].max()) + SPARE
         return largest(similarities, min(count, similarities.shape[1]))
 
     def _nearest_in_float64(self, rows: Tensor, similarities: Tensor) -> Tensor:
-        """(3, B) `closer`, `tied` and `tied_matches` of some queries, see `Ranks`."""
+        """(3, B) `closer`, `tied` and `tied_matches` of queries, see `Ranks`."""
         own = self._own(rows, similarities)
         top = own.amax(dim=1, keepdim=True)
         tied_matches = (own >= top - self.tie).sum(dim=1)
@@ -268,7 +270,7 @@ class _Rows:
         return torch.stack([closer, tied, tied_matches])
 
     def _nearest_in_float32(self, rows: Tensor, similarities: Tensor) -> Tensor | None:
-        """The same from float32; None where too many similarities are open."""
+        """The same from float32; None if that leaves too many similarities undecided."""
         own = self._own(rows, similarities)
         top = own.amax(dim=1, keepdim=True)
         above = similarities > top + 2 * self.doubt
@@ -289,7 +291,7 @@ class _Rows:
         return torch.stack([closer, count(~right & tied), count(right & tied)])
 
     def _as_close(self, rows: Tensor, similarities: Tensor, top: Tensor) -> tuple[Tensor, Tensor]:
-        """The matches and all the images that are as close as (B, 1) float64, by number: (B,)."""
+        """The numbers of matches and of all images that are as close as `top` (B, 1): (B,) each."""
 
         def as_close(values: Tensor) -> Tensor:
             return (values <= top) & (values >= top - self.tie)
@@ -298,19 +300,19 @@ class _Rows:
         return own, count_true(as_close(similarities), 1)
 
     def _same_class(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """Whether images (B, K) or (B,) are of the queries' class."""
+        """Whether the images `columns`, (B, K) or (B,), are of the queries' classes."""
         begin, end = self.begin[rows], self.end[rows]
         if columns.ndim == 2:
             begin, end = begin[:, None], end[:, None]
         return (columns >= begin) & (columns < end)
 
     def _own(self, rows: Tensor, similarities: Tensor) -> Tensor:
-        """The similarities to the queries' matches, (B, widest class), -inf where there is none."""
+        """The similarities to the queries' matches, (B, largest class), -inf as padding."""
         mates, seen = self._mates(rows)
         return similarities.gather(1, mates).masked_fill_(~seen, -torch.inf)
 
     def _mates(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The images of the queries' class, (B, widest), and which of them a query sees."""
+        """The images of the queries' classes, (B, largest), and whether the query sees them."""
         begin, end = self.begin[rows, None], self.end[rows, None]
         mates = begin + torch.arange(int((end - begin).max()), device=begin.device)
         seen = mates < end
@@ -320,13 +322,13 @@ class _Rows:
         return mates, seen
 
     def _exact(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """Float64 cosines of pairs; -inf for those that the query does not see."""
+        """Float64 cosines of pairs."""
         return pairwise_cosines(self.queries, rows, self.gallery, columns)
 
     # The rows -------------------------------------------------------------------------------------
 
     def _similarities(self, rows: Tensor, precise: bool) -> Tensor:
-        """(B, N + padding); -inf where a query does not see an image, and where there is none."""
+        """(B, N + padding); -inf for images that a query does not see, and for padding."""
         x = self.queries.given(rows) if precise else self.queries.unit(rows)
         found = self._room(len(rows), x.dtype)
         start = 0
@@ -343,7 +345,7 @@ class _Rows:
         return self._seen(rows, found)
 
     def _seen(self, rows: Tensor, found: Tensor) -> Tensor:
-        """Similarities with -inf where a query does not see an image, and where there is none."""
+        """The similarities, with -inf for images that a query does not see, and for padding."""
         images = found[:, : len(self.gallery)]
         if self.excluding:
             images.masked_fill_(self.queries.groups[rows, None] == self.gallery.groups, -torch.inf)
@@ -353,7 +355,7 @@ class _Rows:
         return found
 
     def _room(self, rows: int, dtype: torch.dtype) -> Tensor:
-        """(rows, N + padding) that this thread had before: new memory takes as long as a product"""
+        """A (rows, N + padding) buffer of this thread; allocating anew is as slow as a product."""
         width = len(self.gallery) + self.padding
         room = getattr(self.rooms, "room", None)
         if room is None or room.dtype != dtype or len(room) < rows:
@@ -362,7 +364,7 @@ class _Rows:
         return room[:rows]
 
     def _parts(self, precise: bool) -> Iterator[Tensor]:
-        """The gallery as it is multiplied with, in one part if it can be kept."""
+        """The gallery as factors of products, in one part if it can be kept."""
         size, d = self.gallery.embeddings.shape
         read = self.gallery.given if precise else self.gallery.unit
         if size * d * (8 if precise else 4) <= KEPT:
@@ -382,7 +384,7 @@ class _Rows:
 
 
 class _ScoredRows(_Rows):
-    """Rows of scores that somebody else computes."""
+    """Rows of given scores instead of cosines."""
 
     def __init__(self, pairing: Pairing, score: Score) -> None:
         super().__init__(pairing)
@@ -395,17 +397,18 @@ class _ScoredRows(_Rows):
 
 
 def _depth(values: Tensor, similarities: Tensor, margin: float) -> Tensor:
-    """(B,) how many of the largest (B, K) exceed, by the margin, all that is not listed."""
+    """(B,) how many of the largest values (B, K) exceed all that are not listed by the margin."""
     if values.shape[1] == similarities.shape[1]:
         return (values > -torch.inf).sum(dim=1)
     return (values > values[:, -1:] + margin).sum(dim=1)
 
 
 def _undecided(right: Tensor, follows: Tensor) -> Tensor:
-    """(B, K) whether float32 leaves it open where an image stands among matches and others.
+    """(B, K) whether float32 cannot decide the position of an image, and it matters.
 
-    follows: whether float32 does not tell an image from the one before it. It tells nothing of the
-    order in a run of these; which matters where a run has both sorts, or the nearest match.
+    follows: whether float32 cannot tell an image from its predecessor. Within a run of such images
+    the order is unknown; it matters if the run has both matches and other images, or the nearest
+    match.
     """
     found = torch.zeros_like(right)
     found[:, 1:] = follows[:, 1:] & (right[:, 1:] != right[:, :-1])
@@ -422,6 +425,6 @@ def _undecided(right: Tensor, follows: Tensor) -> Tensor:
 
 
 def _falling_in_runs(values: Tensor, begins: Tensor) -> Tensor:
-    """The order (P,) that sorts the numbers of each run, the largest first."""
+    """The order (P,) that sorts the numbers within each run, largest first."""
     order = values.argsort(descending=True)
     return order[begins.cumsum(0)[order].argsort(stable=True)]

@@ -9,12 +9,12 @@ from torch import Tensor
 from metrics.ragged import counted
 
 FOLDS = 16  # see `_chosen`
-SELECTED = 2**20  # numbers from which the largest are selected at once, by each thread
-SUMMED = 2**23  # entries of a mask that a GPU counts at once, in 64 MiB
+SELECTED = 2**20  # numbers from which each thread selects at once
+SUMMED = 2**23  # entries of a mask that a GPU counts at once: 64 MiB of int64
 
 
 def largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The largest numbers of each row (B, N), falling, and their indices: (B, count) each."""
+    """The largest numbers of each row (B, N), decreasing, and their indices: (B, count) each."""
     if values.device.type != "cpu":
         found = values.topk(count, dim=1)
         return found.values, found.indices
@@ -28,9 +28,10 @@ def largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
 def _chosen(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """`largest`, in any order.
 
-    Fold a row and keep the larger of what meets: the count-th largest that is left is no larger
-    than that of the row, and little smaller, so that few others come along. Half the time of a
-    selection, which is a third to a twentieth of topk's.
+    A row is folded, keeping the larger of entries that coincide. The count-th largest of the folded
+    row is at most that of the row, and little smaller, so as a threshold it lets few others
+    through. That takes half the time of a selection from the row, which takes a third to a
+    twentieth of topk's.
     """
     length = values.shape[1]
     if length >= 4 * FOLDS * count:
@@ -46,7 +47,7 @@ def _chosen(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _rectangle(values: Tensor, entry: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The largest among some entries of each row, `count` of them; entry: where in the whole."""
+    """The `count` largest of some entries of each row; entry: their flat indices in `values`."""
     row = entry // values.shape[1]
     sizes = row.bincount(minlength=len(values))
     place = row, counted(sizes)
@@ -62,9 +63,9 @@ def _rectangle(values: Tensor, entry: Tensor, count: int) -> tuple[Tensor, Tenso
 def count_true(mask: Tensor, dim: int) -> Tensor:
     """Count the true entries of a mask (rows, columns) along a dimension; columns divisible by 8.
 
-    On a CPU eight bytes are added at a time, as one int64, of which a byte holds 255 of them: that
-    is twenty times as fast as mask.sum(dim). A GPU, where that makes an int64 of every entry, is
-    given some rows at a time.
+    On a CPU eight bytes are added at a time, as one int64, for up to 255 entries, which a byte can
+    count: twenty times as fast as mask.sum(dim). On a GPU, mask.sum(dim) makes an int64 of every
+    entry, so it is called for some rows at a time.
     """
     if mask.device.type != "cpu":
         parts = [rows.sum(dim) for rows in mask.split(max(1, SUMMED // mask.shape[1]))]

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 Progress = Callable[[float], None]
-"""Is called with the share of the work that is done, in 0..1."""
+"""A function that is called with the share of the work done, in 0..1."""
 
-MAX_WORKERS = 4  # each holds blocks of its own, and the memory of a search is bounded
+MAX_WORKERS = 4  # each holds its own blocks, so this bounds the memory of a search
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -22,8 +22,8 @@ Result = TypeVar("Result")
 class Share(NamedTuple):
     """The part of a search that one of several processes does; all of them get the whole result.
 
-    Each process has all embeddings, and counts some of the blocks. `total` sums a tensor over the
-    processes, for each of them.
+    Each process has all embeddings and counts some of the blocks: it is process `number` of
+    `count`. `total` sums a tensor over all processes and returns the sum to each of them.
     """
 
     number: int
@@ -35,18 +35,18 @@ ALONE = Share(0, 1, lambda counts: counts)
 
 
 def workers(device: torch.device) -> int:
-    """How many blocks are computed at once."""
+    """The number of blocks that are computed at once."""
     return min(torch.get_num_threads(), MAX_WORKERS) if device.type == "cpu" else 1
 
 
 def in_threads(
     work: Callable[[Item], Result], items: Iterable[Item], device: torch.device
 ) -> Iterator[Result]:
-    """Yields work(item) of each item, in their order; on a CPU several at once.
+    """Yield work(item) for each item, in order; on a CPU several are computed at once.
 
-    Blocks of similarities do not depend on each other. Threads with a block each wait for one
-    another only at the end; threads that share every operation wait after each one, which is most
-    of the time if other programs use a core.
+    Blocks of similarities are independent. Threads that each compute a block wait for each other
+    only at the end. Threads that share every operation wait after each one, which takes most of the
+    time if other programs use a core.
     """
     count = workers(device)
     if count == 1:

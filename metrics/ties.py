@@ -1,18 +1,17 @@
-"""What retrieval is worth where images are exactly as close: the mean over all their orders.
+"""Retrieval metrics with tied images: the mean over all orders of images that are exactly as close.
 
-A ranking is decided up to the order of tied images: gallery images that are exactly as close to
-the query as each other. To let the right ones of them go first would make a network that tells
-nothing apart perfect. So each order of a group of tied images counts alike, and a metric is its
-mean over these orders (McSherry and Najork, 2008), computed and not drawn: an image is never right
-because it is tied.
+Gallery images that are exactly as close to a query are tied, and a ranking does not define their
+order. If the right ones came first, a network that maps all images to one point would be perfect.
+So every order of a group of tied images has the same weight, and a metric is its mean over these
+orders (McSherry and Najork, 2008), computed and not sampled: no image is right because it is tied.
 
 A group has t images, g of them right and n wrong, behind a images that are strictly closer, p of
-them right. Its order matters where g and n are both above 0; the groups here are such.
+them right. Its order matters if g and n are both above 0, as in all groups here.
 
-    the j-th of the group is right                        g / t
-    right ones before it in the group, if it is           (j - 1) (g - 1) / (t - 1)
-    none of its first j is right                          S(j) = Π_{i<j} (n - i) / (t - i)
-    h of its first j are right                            hypergeometric
+    probability that the j-th of the group is right       g / t
+    expected right images before it, if it is right       (j - 1) (g - 1) / (t - 1)
+    probability that none of the first j is right         S(j) = Π_{i<j} (n - i) / (t - i)
+    number of right images among the first j              hypergeometric
 """
 
 from __future__ import annotations
@@ -23,18 +22,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-MAX_TERMS = 2**18  # terms of a sum that are held at once: 2 MiB for each tensor of them
+MAX_TERMS = 2**18  # terms of a sum that are held at once: 2 MiB for each tensor
 
 
 @dataclass(frozen=True)
 class TieGroups:
-    """Groups of tied images, of one or several queries: tensors of shape (T,), int64.
+    """Groups of tied images of one or several queries: tensors of shape (T,), int64.
 
     Attributes:
-        right: g, images of the query's class in the group, at least 1.
-        wrong: n, images of other classes in the group, at least 1.
-        closer: a, images before the group.
-        closer_right: p, how many of them are right.
+        right: g, the number of images of the query's class in the group, at least 1.
+        wrong: n, that of images of other classes, at least 1.
+        closer: a, the number of images before the group.
+        closer_right: p, how many of these are right.
         relevant: R of the query.
     """
 
@@ -45,7 +44,7 @@ class TieGroups:
     relevant: Tensor
 
     def __getitem__(self, chosen: Tensor) -> TieGroups:
-        """Some of the groups, by a mask or by indices."""
+        """The groups chosen by a mask or by indices."""
         return TieGroups(*(values[chosen] for values in vars(self).values()))
 
     def __len__(self) -> int:
@@ -53,7 +52,7 @@ class TieGroups:
 
     @property
     def size(self) -> Tensor:
-        """t, the images of the group."""
+        """t, the number of images in the group."""
         return self.right + self.wrong
 
     @property
@@ -67,9 +66,9 @@ class TieGroups:
         return (self.inside > 0) & (self.inside < self.size)
 
     def hits(self) -> Tensor:
-        """The share of the group, so of its right images too, that is among the R nearest: m / t.
+        """The expected share of the group's right images among the R nearest: m / t.
 
-        Expected hits of the group are g times that.
+        The expected number of hits is g times that.
         """
         return self.inside / self.size.double()
 
@@ -83,7 +82,7 @@ class TieGroups:
     def _precisions(self, company: Tensor) -> Tensor:
         """Σ_{j=1..m} (p + 1 + (j - 1)·company) / (a + j), in closed form.
 
-        company (T,) or (T, H): right images expected for each one before the j-th in the group.
+        company (T,) or (T, H): the expected share of right images before the j-th in the group.
         """
         last = self.closer + self.inside
         harmonic = torch.zeros(int(last.max()) + 1 if len(self) else 1, dtype=torch.float64)
@@ -96,10 +95,10 @@ class TieGroups:
         return (self.closer_right + 1) * inverse + company * offset
 
     def precision_over_hits(self, before: Tensor) -> Tensor:
-        """The query's expected mARP, (T,): Σ_{j <= R} h_j·prec_j over the hits, 0 without a hit.
+        """The query's expected mARP (T,): Σ_{j <= R} h_j·prec_j over the hits, 0 without a hit.
 
-        For groups that are `cut`. What is before the group is independent of its order, and has
-        `before` (T,) as its expected part of the sum and p hits. With h hits in the group
+        For groups that are `cut`. Images before the group do not depend on its order; they have p
+        hits, and `before` (T,) is their expected part of the sum. With h hits in the group:
 
             Σ_h P(h)·(before + h/m Σ_{j=1..m} (p + 1 + (j - 1)(h - 1)/(m - 1)) / (a + j)) / (p + h)
         """
@@ -118,10 +117,10 @@ class TieGroups:
         return found
 
     def _hypergeometric(self, hits: Tensor, possible: Tensor) -> Tensor:
-        """P(h of the m images are right), h = `hits` (T, H) rising by 1 in a row; (T, H).
+        """P(h of the m images are right), (T, H), for h = `hits` (T, H), consecutive in a row.
 
-        By the ratio P(h + 1) / P(h) = (g - h)(m - h) / ((h + 1)(n - m + h + 1)), which does not
-        lose digits as differences of log-factorials do.
+        Uses P(h + 1) / P(h) = (g - h)(m - h) / ((h + 1)(n - m + h + 1)), which does not lose digits
+        as differences of log-factorials do.
         """
         right, wrong, inside = (x[:, None] for x in (self.right, self.wrong, self.inside))
         up = ((right - hits) * (inside - hits)).clamp_min(1).double().log()
@@ -135,7 +134,8 @@ def recall(closer: Tensor, right: Tensor, wrong: Tensor, k: int) -> Tensor:
     """The probability that one of the k nearest is right; all (T,).
 
     `closer` images, all wrong, are before the first group with a right image, so k - closer of the
-    group come in: 1 - S(k - closer), added up as Σ_i S(i)·g/(t - i), which does not lose digits.
+    group are among the k nearest: 1 - S(k - closer), summed as Σ_i S(i)·g/(t - i), which does not
+    lose digits.
     """
     inside = (k - closer).clamp_min(0).minimum(wrong + 1)
     found = torch.zeros(len(inside), dtype=torch.float64)
@@ -148,7 +148,7 @@ def recall(closer: Tensor, right: Tensor, wrong: Tensor, k: int) -> Tensor:
 
 
 def reciprocal_rank(closer: Tensor, right: Tensor, wrong: Tensor) -> Tensor:
-    """The mean of 1 / (rank of the nearest right image); arguments as for `recall`, all (T,).
+    """The mean of 1 / (rank of the nearest right image), (T,); the arguments are as in `recall`.
 
     Σ_j P(j)/(c + j), P(j) = S(j - 1) - S(j), summed by parts:
     1/(c + 1) - Σ_{j=1..n} S(j) / ((c + j)(c + j + 1)).
@@ -165,7 +165,7 @@ def reciprocal_rank(closer: Tensor, right: Tensor, wrong: Tensor) -> Tensor:
 
 
 def _alike(lengths: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rows of similar lengths together, and 0 .. the longest - 1 of them: little is wasted."""
+    """Yield rows of similar lengths, and 0 .. the longest - 1 of them, so that padding is small."""
     order = lengths.argsort(descending=True)
     start = 0
     while start < len(order):

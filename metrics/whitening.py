@@ -1,11 +1,12 @@
 """PCA-whitening of embeddings (Jégou and Chum, ECCV 2012).
 
-With μ and C = U Λ Uᵀ, mean and covariance of other embeddings of unit length, x of unit length is
+With the mean μ and covariance C = U Λ Uᵀ of training embeddings of unit length, x of unit length
+becomes
 
     x' = Λ_D^(-1/2) · U_Dᵀ · (x - μ)
 
-of which, as of any embedding, only the direction counts; D is how many of the largest eigenvalues
-are kept. Directions in which the others do not vary cannot be whitened and are left out.
+As for any embedding, only its direction matters. D is the number of largest eigenvalues that are
+kept. Directions in which the training embeddings do not vary cannot be whitened and are left out.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from torch import Tensor
 from metrics.neighbours import as_images
 from metrics.products import Array
 
-LEAST = 1e-8  # of the largest eigenvalue: below, a variance is rounding
+LEAST = 1e-8  # a variance below this share of the largest is a rounding error
 
 
 class Whitening(NamedTuple):
     """A whitening of embeddings with d entries.
 
     Attributes:
-        mean: (d,) float64. axes: (R, d) float64, the eigenvectors by falling eigenvalue.
+        mean: (d,) float64. axes: (R, d) float64, the eigenvectors by decreasing eigenvalue.
         variances: (R,) float64, the R <= d eigenvalues that are not 0.
     """
 
