@@ -3,8 +3,8 @@
     network = net.build(net.Architecture("resnet50", 512), pretrained="imagenet")
 
 `architecture_of` reads from a checkpoint, ours or of a released code, which network it holds, and
-`load_checkpoint` fills that network with its weights. Outputs are raw and in float32: whoever needs
-unit length normalises them. A new backbone costs one file and one line: see backbones.py.
+`load_checkpoint` fills that network with its weights. Outputs are raw and in float32: code that
+needs unit length normalises them. A new backbone needs one file and one line: see backbones.py.
 
 Importing this package does not load torch, so that options/ can read the choices for --help.
 """
@@ -74,15 +74,15 @@ _HOMES = {
     "build": "net.building",
     "load_checkpoint": "net.checkpoints",
     "with_weights": "net.checkpoints",
-    # A run as a function from pictures to embeddings. It looks at pictures as evaluation does and
-    # so stands above this package, which offers it under the name that README gives.
+    # A run as a function from pictures to embeddings. It prepares pictures as evaluation does, so
+    # it is in a higher layer than this package, which only offers it by the name in README.
     "load_run": "evaluation.inference",
 }
-"""What is loaded when it is first asked for, and from where."""
+"""Names that are imported when they are first used → their modules."""
 
 
 def __getattr__(name: str) -> Any:
-    """Loads a name of `_HOMES`."""
+    """Import a name of `_HOMES`."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(our_name(_HOMES[name])), name)

@@ -1,6 +1,6 @@
 """`python -m net export RUN --onnx FILE` writes a trained network for use elsewhere.
 
-A command, so it stands above evaluate.py like train.py does; nothing imports it.
+It is a command, in the same layer as train.py; nothing imports it.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ if TYPE_CHECKING:
 
 
 class Form(NamedTuple):
-    """A form in which the network is written as a graph from pixels to embeddings.
+    """A file format for the network as a graph from pixels to embeddings.
 
     Attributes:
-        about: for --help. title: while it is written. runs_in: what it is compared with torch in.
-        remark: what is said of it when it is written.
+        about: the text in --help. title: its name while it is written.
+        runs_in: the runtime whose outputs are compared with torch's.
+        remark: printed after the file is written.
     """
 
     about: str
@@ -132,13 +133,13 @@ def _flag(name: str) -> str:
 
 
 def export(args: argparse.Namespace) -> None:
-    """Writes what is asked for, and prints what it takes and how well it agrees.
+    """Writes the files, and prints what input a graph takes and how well it agrees with torch.
 
     Raises:
-        InputError: nothing is asked for, flags do not go together, or something cannot be made.
+        InputError: no file is given, flags cannot be combined, or a file cannot be made.
     """
     _check(args)
-    # Not before, so that --help and a typing error answer at once.
+    # Only now, so that --help and errors in flags are printed at once.
     loading = Wait("loading PyTorch")
     from evaluation.inference import open_model
 
@@ -171,7 +172,7 @@ def _check(args: argparse.Namespace) -> None:
     check_outputs(asked, kept)
     if args.card and args.card.is_file() and not _is_card(args.card):
         raise InputError(
-            f"--card {args.card}: a file that is not a model card of ours is there, and would be "
+            f"--card {args.card}: this file exists, is not a model card of ours, and would be "
             "lost; name another one, such as card.md"
         )
     if args.safetensors and args.safetensors.suffix != ".safetensors":
@@ -182,7 +183,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _is_card(path: Path) -> bool:
-    """Whether a file begins as our cards do; one's own README.md does not."""
+    """Whether a file begins like our model cards, and is not, say, a README.md of the user's."""
     with path.open("rb") as card:
         head = card.read(4096)
     return re.search(rb'^library_name: "?anchorage"?$', head, re.MULTILINE) is not None
@@ -192,7 +193,7 @@ def _is_card(path: Path) -> bool:
 
 
 def share(args: argparse.Namespace, model: Model) -> None:
-    """Weights, card and upload. (Before any graph is made: that merges LoRA into the weights.)"""
+    """Write weights and card, and upload them; before any graph, which merges LoRA's weights."""
     from evaluation.networks import open_checkpoint
     from net import hub
     from sharing.bundle import write_bundle, write_card, write_weights
@@ -207,7 +208,7 @@ def share(args: argparse.Namespace, model: Model) -> None:
         write_weights(opened, args.safetensors)
         say(f"{args.safetensors}: load_run({str(args.safetensors)!r}) loads it")
     if args.card:
-        # Not the folders of this machine.
+        # Only the name: the card should not show folders of this machine.
         shown = (args.safetensors or file(args.run)).resolve().name
         write_card(_card(args, model, opened, shown), args.card)
         say(f"{args.card}: the model card")
@@ -234,7 +235,7 @@ def _card(args: argparse.Namespace, model: Model, opened: Opened, source: str) -
 
 
 def write_graphs(args: argparse.Namespace, model: Model) -> None:
-    """The network from pixels to embeddings, in each form that is asked for."""
+    """Write the network as a graph from pixels to embeddings, in the formats that were given."""
     from net.export import Graph, describe_input, export_onnx, export_program, export_torchscript
 
     graph = Graph(model.network, model.viewing.image_size, model.viewing.zoom)

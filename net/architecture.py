@@ -28,41 +28,41 @@ class Architecture:
     """A network's description; flags and checkpoints use the same names.
 
     Attributes:
-        model: one of `MODELS`; becomes the name as it stands there, whatever the spelling.
+        model: one of `MODELS`, in any spelling; becomes the spelling there.
         embedding_size: d, at least 1.
-        heads: `embedding`, and beside it `uncertainty` (IDML) or `specific` (DDML).
+        heads: `embedding`, and with it `uncertainty` (IDML) or `specific` (DDML).
         head: one of `HEAD_USES`; with `none`, embedding_size is that of the pooled features.
         pooling: one of `POOLINGS`, see `heads.Pool`; None becomes the backbone's usual one.
         stem: `imagenet`, as published, reduces an image 32 times; `small` 16 times (no max pooling
             after the first convolution), `tiny` 8 times (and that convolution has stride 1).
         width: channels of a ResNet as a multiple of the published ones.
-        head_norm: what stands before the heads: nothing (False); a trained BatchNorm (True:
-            spherical embeddings); `layer`, a trained LayerNorm (RS@k), or `layer-plain`, one
-            without scale and shift (HIER).
+        head_norm: the norm before the heads: none (False); a trained BatchNorm (True: spherical
+            embeddings); `layer`, a trained LayerNorm (RS@k), or `layer-plain`, one without scale
+            and shift (HIER).
         head_init: `kaiming`, or PyTorch's `default` (spherical embeddings, divide and conquer), and
             others: see `heads.head_init`.
-        head_parts: into how many parts a head's rows are divided, each initialised as if it were a
+        head_parts: the number of parts of a head's rows that are initialised as if each were a
             layer of its own (divide and conquer).
         dropout: on the pooled features (divide and conquer: .01).
-        bn_freeze: BatchNorms of the backbone. `0`: trained. `1`: running statistics are fixed,
-            scale and shift have no gradient until `freeze_backbone(False)` ends a warm-up; with
-            BitFit they have one from the start.
-            `affine`: all are fixed for good. `statistics`: only the running statistics are fixed.
+        bn_freeze: how far BatchNorms of the backbone are frozen. `0`: not at all. `1`: running
+            statistics are fixed, and scale and shift have no gradient until
+            `freeze_backbone(False)` ends a warm-up, or with BitFit have one from the start.
+            `affine`: everything stays fixed. `statistics`: only the running statistics are fixed.
         bn_momentum: share of the batch in the running statistics of these BatchNorms; None becomes
-            the backbone's own, where its record has one.
-        keep_blocks: the backbone ends after so many of its blocks; None keeps it whole.
+            the backbone's own, if its record has one.
+        keep_blocks: the number of blocks after which the backbone ends; None keeps all.
         freeze_stem: whether the modules before the first block are frozen (the patch embedding; not
             the position embeddings and class tokens).
         freeze_blocks: how many of the first blocks are frozen, or `all`, together with the stem and
             its tokens: they have no gradient and stay in evaluation mode.
-        drop_path: stochastic depth of the last block; that of the others rises to it from 0.
-        peft: what trains in a backbone whose own weights are frozen, as `Peft.of` reads it.
+        drop_path: stochastic depth of the last block; it rises from 0 at the first.
+        peft: what is trained while the backbone's own weights are frozen, as `Peft.of` reads it.
         input_spec: one of `INPUTS`; None is the one that the backbone's ImageNet weights expect.
         image_size: side in pixels of the images that it is built for; None if any size will do.
         model_args: more arguments for timm's constructor, as pairs of a name and a value.
 
     Raises:
-        InputError: an unknown name, a bad value, or what the backbone cannot have.
+        InputError: an unknown name, a bad value, or something that the backbone does not support.
     """
 
     model: str
@@ -103,14 +103,14 @@ class Architecture:
         check_choice("pooling", self.pooling, POOLINGS)
         if self.pooling not in self.backbone.poolings:
             raise InputError(
-                f"pooling {self.pooling}: {self.model} has nothing to pool like that; use "
+                f"pooling {self.pooling}: {self.model} cannot be pooled like that; use "
                 f"{', '.join(self.backbone.poolings)}"
             )
         self._fit_to_backbone()
         self._check()
 
     def _check(self) -> None:
-        """Raises InputError for a name or a number that the network cannot have."""
+        """Raise InputError for a name or a number that the network cannot have."""
         check_choice("stem", self.stem, self.backbone.stems)
         check_choice("bn_freeze", self.bn_freeze, BN_FREEZE)
         check_choice("head", self.head, HEAD_USES)
@@ -142,7 +142,7 @@ class Architecture:
         if arguments and "model_args" not in self.backbone.takes:
             raise InputError(f"--model-args are for models of timm; {self.model} takes none")
         if self.keep_blocks is not None and "keep_blocks" not in self.backbone.takes:
-            raise InputError(f"keep_blocks {self.keep_blocks}: {self.model} can only be whole")
+            raise InputError(f"keep_blocks {self.keep_blocks}: {self.model} cannot be cut short")
         sized = "image_size" in self.backbone.takes
         self._set(
             model_args=arguments,

@@ -1,7 +1,7 @@
 """The backbones, and what the rest of the code knows about each.
 
 To add one: a file in this folder whose `BACKBONES` holds its records, and a line in `FAMILIES`.
-The names stand here, and not in the files alone, because --help lists them without loading torch.
+The names are repeated here because --help lists them without loading torch.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MODELS = tuple(name for names in FAMILIES.values() for name in names)
 """The values of --model, besides the models of timm."""
 
 TIMM = "timm:"
-"""How the names of timm's models begin; timm_models.py finds them."""
+"""The prefix of timm's models, which timm_models.py finds."""
 
 
 @dataclass(frozen=True)
@@ -51,34 +51,33 @@ class Package:
 
 @dataclass(frozen=True)
 class Backbone:
-    """A backbone: how it is built, what it is fed, and where its ImageNet weights are.
+    """A backbone: how it is built, what input it takes, and where its ImageNet weights are.
 
     Attributes:
         name: what --model calls it.
         build: (stem, width) → a module that maps images (B, 3, H, W) to feature maps (B, F, h, w)
             and has F as `num_features`. None of its children is named like a head (net/heads.py).
-            One that has something behind its pooling also has `pooled(images, pool)` → (B, F).
+            If it has layers after its pooling, it also has `pooled(images, pool)` → (B, F).
         takes: names of further fields of `Architecture` that `build` takes.
         poolings: those of `choices.POOLINGS` that make sense for it, the usual one first.
         stems: those of `choices.STEMS` that it can have.
         can_widen: whether width may be other than 1.
-        input_spec: what its weights were trained with: one of `choices.INPUTS`, or its own.
+        input_spec: the input its weights were trained with: one of `choices.INPUTS`, or its own.
         image_size: default side in pixels of photographs; None leaves that to the data set.
-        imagenet_url: where these are; the file's name ends with the first digits of its sha256.
-            None: there are none to be downloaded.
-        imagenet_package: the package that carries them, where one does.
-        hub: where its weights are on the Hugging Face hub: `timm/resnet50.a1_in1k`.
-        licence: of its ImageNet weights, as their source states it, by its name on the hub; None
-            where it states none.
-        adapt: (what `build` made, the content of a file that is not ours or weights of its own for
-            another image size) → the weights under its own keys, in its own shapes.
-        bn_momentum: of its BatchNorms, as it was published; None leaves them as it builds them.
-        weights_fit_all_stems: whether they have the same shapes for every stem, not just for
-            `imagenet`.
-        is_in: whether a foreign file, given its keys as the backbone itself has them, holds this
-            backbone. None: there is no way to know. Our own checkpoints name their network and need
-            no such test.
-        blocks: what `build` made → its blocks from the input to the output, see blocks.py.
+        imagenet_url: the address of its ImageNet weights, a file whose name ends with the first
+            digits of its sha256; None if there is none to download.
+        imagenet_package: the package that contains them, if there is one.
+        hub: the repository of its weights on the Hugging Face hub: `timm/resnet50.a1_in1k`.
+        licence: the licence of its ImageNet weights, by its name on the hub; None if their source
+            states none.
+        adapt: (the module, the content of a foreign file, or the module's own weights for another
+            image size) → the weights under the module's keys and in its shapes.
+        bn_momentum: the published momentum of its BatchNorms; None leaves that of `build`.
+        weights_fit_all_stems: whether its weights have the same shapes for all stems.
+        is_in: whether a foreign file with these keys (spelled as in the backbone itself) holds this
+            backbone. None: keys cannot tell. Our own checkpoints name their network and need no
+            such test.
+        blocks: the module → its blocks from input to output, see blocks.py.
     """
 
     name: str
@@ -100,7 +99,7 @@ class Backbone:
     blocks: Callable[[nn.Module], list[Block]] = numbered_blocks
 
     def default_stem(self, image_size: int) -> str:
-        """`imagenet` from 128 pixels on and `small` below, as far as it has them."""
+        """`imagenet` from 128 pixels on and `small` below, if it has that stem."""
         wanted = "imagenet" if image_size >= 128 else "small"
         return wanted if wanted in self.stems else self.stems[0]
 

@@ -1,7 +1,7 @@
 """The base: the frozen weights of a PEFT run, which its checkpoints leave out.
 
-A run folder holds its base once, in base.pth, and is complete. A checkpoint that was taken out of
-its folder says what its base was; `building.whole` builds it again from that.
+A run folder holds its base once, in base.pth, and is complete. A checkpoint that is moved out of
+its folder describes its base, and `building.whole` rebuilds it from that.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from net.peft import fingerprint
 def describe_base(
     network: EmbeddingNet, pretrained: str, checkpoint: str | None
 ) -> dict[str, Any] | None:
-    """What a checkpoint says of the base that it leaves out; None where it leaves out nothing.
+    """The description of the base that a checkpoint leaves out; None if there is none.
 
     Args:
-        network: at its start. pretrained, checkpoint: what it started from, by the flags' names.
+        network: before training. pretrained, checkpoint: the values of these flags.
     """
     weights = network.base_state()
     if not weights:
@@ -38,7 +38,7 @@ def _absolute(path: str) -> str:
 
 
 def in_words(base: dict[str, Any]) -> str:
-    """A base, as `describe_base` describes it, in words."""
+    """A description made by `describe_base`, in words."""
     if base["checkpoint"] is not None:
         return f"the {base['model']} in {base['checkpoint']}"
     words = {"imagenet": "with its pretrained weights", "none": "that was started at random"}

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 Block = tuple[str, ...]
-"""Names of modules and of parameters that lie in none of these modules: `("stem", "cls_token")`."""
+"""Names of modules, and of parameters outside these modules: `("stem", "cls_token")`."""
 
 
 def belongs(name: str, block: Block) -> bool:
@@ -25,12 +25,12 @@ def belongs(name: str, block: Block) -> bool:
 
 
 def numbered_blocks(module: nn.Module) -> list[Block]:
-    """The blocks of a backbone whose modules are numbered, as those of containers are.
+    """The blocks of a backbone whose modules are numbered, like those of a Sequential.
 
     - `layer1.0`, `blocks.2.1`, `layers.3` are a block each: a name up to its first number, and the
-      numbers that follow it at once.
-    - What has no number is the stem, or belongs to the last block where it comes after one.
-    - Vectors alone are no block: a BatchNorm after its convolution belongs to the block before.
+      numbers that follow it directly.
+    - Modules without a number are the stem, or belong to the block before them if there is one.
+    - Vectors alone are no block: a BatchNorm after its convolution belongs to the block before it.
     """
     matrices = {name for name, parameter in module.named_parameters() if parameter.dim() > 1}
     groups: dict[str, list[str]] = {"": []}
@@ -46,13 +46,16 @@ def numbered_blocks(module: nn.Module) -> list[Block]:
 
 
 def _numbered_part(name: str) -> str:
-    """`layer1.0.conv2.weight` → `layer1.0`; empty where no module is numbered."""
+    """`layer1.0.conv2.weight` → `layer1.0`; "" if no module is numbered."""
     numbered = re.match(r"(?:.*?\.)?\d+(?:\.\d+)*(?=\.)", name)
     return numbered[0] if numbered else ""
 
 
 def sorted_blocks(module: nn.Module, place: Callable[[str], int]) -> list[Block]:
-    """The blocks of a backbone whose parameters' names say their place, 0 being the stem's."""
+    """The blocks of a backbone, given the number of the block of each parameter's name.
+
+    place: a parameter's name → the number of its block; 0 is the stem.
+    """
     groups: dict[int, list[str]] = {}
     for name, _ in module.named_parameters():
         groups.setdefault(place(name), []).append(name)
@@ -60,7 +63,7 @@ def sorted_blocks(module: nn.Module, place: Callable[[str], int]) -> list[Block]
 
 
 def as_blocks(module: nn.Module, groups: Iterable[Iterable[str]]) -> list[Block]:
-    """Groups of parameter names as blocks: whole modules by their names."""
+    """Groups of parameter names as blocks, with whole modules by their names."""
     groups = [list(group) for group in groups]
     place = {name: at for at, group in enumerate(groups) for name in group}
     return [

@@ -1,8 +1,8 @@
 """BN-Inception (Inception v2): Ioffe and Szegedy, "Batch Normalization", ICML 2015, appendix.
 
-The layers carry the names of the released ImageNet weights (`bn_inception-52deb4733.pth`), so the
+The layers have the names of the released ImageNet weights (`bn_inception-52deb4733.pth`), so the
 state_dict is flat: `inception_3a_1x1.weight`, `inception_3a_1x1_bn.weight`, and so on. The table
-below is the architecture; the dead classifier of the released file is left out.
+below is the architecture; the classifier of the released file, which nothing uses, is left out.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class InceptionBlock(NamedTuple):
 
     @property
     def prefix(self) -> str:
-        """What the names of the block's layers begin with."""
+        """The prefix of the names of the block's layers."""
         return f"inception_{self.name}_"
 
     @property
     def stride(self) -> int:
-        """2 where the pooled input is passed through unprojected."""
+        """2 if the pooled input is passed through without a projection."""
         return 1 if self.pool_proj else 2
 
 
@@ -57,7 +57,7 @@ BLOCKS = (
 
 
 class BNInception(nn.Module):
-    """Images (B, 3, H, W) → feature maps (B, 1024, H/32, W/32), less small with the other stems."""
+    """Images (B, 3, H, W) → feature maps (B, 1024, H/32, W/32), larger with the other stems."""
 
     def __init__(self, stem: str = "imagenet") -> None:
         super().__init__()
@@ -142,9 +142,9 @@ BACKBONES = (
         lambda stem, width: BNInception(stem),
         stems=tuple(STEMS),
         input_spec="caffe",
-        # The released copies of this network have .9, spherical embeddings' apart (methods/sec.py).
+        # The released codes have .9, except spherical embeddings (methods/sec.py).
         bn_momentum=0.9,
-        # The released weights were converted from Caffe; their host is slow and often away.
+        # The released weights were converted from Caffe; their host is slow and often offline.
         imagenet_url="http://data.lip6.fr/cadene/pretrainedmodels/bn_inception-52deb4733.pth",
         weights_fit_all_stems=True,
         is_in=lambda keys: "inception_3a_1x1.weight" in keys,

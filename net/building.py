@@ -1,4 +1,4 @@
-"""Builds a network from an architecture and the starting weights of its backbone."""
+"""Builds a network from an architecture and initial weights of its backbone."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ def build(
     """Makes an embedding network, in training mode.
 
     Args:
-        architecture: which; `Architecture("resnet50", 512)`.
-        pretrained: starting weights of its backbone. None or `none`: random; `imagenet`:
-            downloaded; or a file of weights. From the checkpoint of a run come the weights that it
-            is used by: their mean (--ema), with LoRA merged into the layers.
-        masks: divide and conquer's.
+        architecture: which network; `Architecture("resnet50", 512)`.
+        pretrained: initial weights of its backbone. None or `none`: random; `imagenet`:
+            downloaded; or a file of weights. From the checkpoint of a run come the weights that
+            evaluation uses: their running mean (--ema), with LoRA merged into the layers.
+        masks: divide and conquer's masks.
 
     Raises:
-        InputError: masks that do not fit the heads, or weights that cannot be had.
+        InputError: masks that do not fit the heads, or weights that cannot be found or loaded.
     """
     size, heads = architecture.embedding_size, architecture.heads
     if masks is not None and ("specific" in heads or masks.weight.shape[1] != size):
         raise InputError(
-            f"masks of {masks.weight.shape[1]} dimensions cannot be laid on heads "
+            f"masks of {masks.weight.shape[1]} dimensions do not fit the heads "
             f"{', '.join(heads)} of size {size}; choose equal sizes and no disentangling"
         )
     if masks is not None and architecture.head != "linear":
-        raise InputError(f"masks lie on a linear head; use --head linear, not {architecture.head}")
+        raise InputError(f"masks need a linear head; use --head linear, not {architecture.head}")
     if pretrained == "imagenet":
         _check_imagenet_fits(architecture)
     backbone = architecture.build_backbone()
@@ -63,7 +63,7 @@ def _check_imagenet_fits(architecture: Architecture) -> None:
 
 
 def _content(file: Path) -> Checkpoint:
-    """A file of weights; of our checkpoints, base and mean included, those that are used."""
+    """The content of a file of weights; of our checkpoints, with the base and the running mean."""
     content = load_tensors(file, "weights file")
     if not is_ours(content):
         return content
@@ -74,7 +74,7 @@ def _content(file: Path) -> Checkpoint:
 
 
 def whole(content: Checkpoint, source: str | Path) -> Checkpoint:
-    """A checkpoint with all weights; if its base is missing, that is built again.
+    """A checkpoint with all weights; a missing base is rebuilt.
 
     Args:
         content: as `runs.load_checkpoint` reads it. source: what to call it in errors.

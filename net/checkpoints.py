@@ -1,7 +1,7 @@
 """Checkpoints, ours and those of the released codes: their networks and their weights.
 
-Ours name their network (`EmbeddingNet.description`, under `network`), so that any backbone can be
-read back. Foreign files are recognised by their keys:
+Ours describe their network (`EmbeddingNet.description`, under `network`), so that any backbone can
+be loaded. Foreign files are recognised by their keys:
 
 - the released Proxy-Anchor, AMLoss, DDML and IDML: `model.<backbone key>`, `model.embedding.*`,
   possibly under `model_state_dict`, possibly with `module.` in front;
@@ -10,13 +10,13 @@ read back. Foreign files are recognised by their keys:
   `masks.0` to `masks.K-1`;
 - ImageNet files: the backbone's keys and nothing else.
 
-Wrappers of other training codes (`WRAPPERS`) are removed, and so is what these codes put into names
-(`_LAID_ROUND`). All layouts are converted to the first. Classifiers, which nothing here uses, are
-dropped on loading.
+Wrappers of other training codes (`WRAPPERS`) are removed, and so are the parts of names that come
+from them (`_LAID_ROUND`). All layouts are converted to the first. Classifiers, which nothing here
+uses, are dropped on loading.
 
-In our first version DDML's class-specific head was on the features (`model.specific.*`); its
-authors have it on the main head. From such a file only the means of the main head are read, which
-are its embedding; it cannot be trained further.
+In our first version, DDML's class-specific head took the features (`model.specific.*`); in its
+authors' code it takes the main head's output. From such a file only the means of the main head are
+loaded, which are its embedding; it cannot be trained further.
 """
 
 from __future__ import annotations
@@ -41,20 +41,21 @@ from utils import InputError
 _MASK_ENTRIES = ("masks_at_test", "mask_relu")
 _NO_LONGER_KEPT = ("l2_norm",)
 _UNSAID = {"bn_momentum": 0.1}
-"""Entries that our old checkpoints lack, with what held for them; it is not today's default."""
+"""Entries that our old checkpoints lack → the value that they had, which is no longer the default.
+"""
 _NORM_COUNTER = "num_batches_tracked"
 _FORMER_SPECIFIC = "model.specific."
 
 
 WRAPPERS = ("model_ema", "state_dict_ema", "state_dict", "model_state_dict", "model", "teacher")
 WRAPPERS += ("network", "net")
-"""Under what training codes keep the weights; the first that is there counts."""
+"""The entries in which training codes keep the weights; the first that exists counts."""
 
 _LAID_ROUND = ("module", "_orig_mod")
-"""Parts of a weight's name that tell what was laid round its network, or a piece of it: by
-DataParallel or a running mean, and by torch.compile."""
+"""Parts of a weight's name that come from a wrapper around its network or a part of it:
+DataParallel or a running mean, and torch.compile."""
 _AVERAGED = "n_averaged"
-"""How many weights torch's running mean is one of: a tensor beside them."""
+"""A counter that torch's running mean stores beside its weights."""
 
 
 # --- which network --------------------------------------------------------------------------------
@@ -65,14 +66,14 @@ def architecture_of(
 ) -> Architecture:
     """The network that a checkpoint holds.
 
-    - Ours describe it; an old one may leave entries out, which then have their defaults.
-    - A foreign file's keys show the backbone, the embedding size and the heads; pooling and input
-      are those of its published code.
+    - Our checkpoints describe it; entries that an old one lacks have their defaults.
+    - The keys of a foreign file show the backbone, the embedding size and the heads; pooling and
+      input are those of its published code.
 
     Args:
         checkpoint: a state_dict, or a dict with one under `model_state_dict`.
         source: what to call the checkpoint in errors.
-        image_size: side in pixels of what the network will see; decides a foreign file's stem.
+        image_size: side in pixels of the images it is for; decides the stem of a foreign file.
 
     Raises:
         InputError: it is not a checkpoint of an embedding network, or is of a newer version.
@@ -111,7 +112,7 @@ def description_of(checkpoint: Checkpoint, source: str | Path) -> dict[str, Any]
 
 
 def _described_by_flags(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The description of an old last.pth, which has none, by the flags of its run."""
+    """The description of an old last.pth, which has none, made from the flags of its run."""
     flags, weights = checkpoint["args"], checkpoint["model_state_dict"]
     described = {**Architecture.entries(flags), "heads": _heads_in(weights)}
     if "masks.weight" in weights:
@@ -198,7 +199,7 @@ def load_checkpoint(
 ) -> None:
     """Loads the weights of a checkpoint, ours or a released one, into a network.
 
-    - A network without masks gets those of the file, with their behaviour at test time.
+    - A network without masks gets those of the file, and how they act at test time.
     - With `masks=False` masks in the file are ignored, and the network keeps its own.
     - Position embeddings are resized if the network is built for images of another size.
 
@@ -233,7 +234,7 @@ def load_checkpoint(
 
 
 def _for_other_size(network: EmbeddingNet, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of a network for images of another size."""
+    """Weights of a network for images of another size, adapted to this one's size."""
     backbone = {key.removeprefix("model."): value for key, value in weights.items()}
     fitted = network.architecture.backbone.adapt(network.model, backbone)
     return weights | {f"model.{key}": value for key, value in fitted.items()}
@@ -244,7 +245,7 @@ def _with_other_peft(
 ) -> dict[str, Tensor]:
     """The weights for a network with another PEFT, or none.
 
-    LoRA is merged into the weights; what the network's own PEFT adds keeps its values.
+    LoRA is merged into the weights. Parameters of the network's own PEFT keep their values.
     """
     prompts = Peft.of(network.architecture.peft).prompts
     if held.prompts and held.prompts != prompts:
@@ -300,7 +301,7 @@ def _has_former_specific(weights: Collection[str]) -> bool:
 
 
 def _means_alone(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Reduces the weights to a network with one head: the rows of the main head for the means."""
+    """Reduce the weights to a network with one head: the rows of the main head that are means."""
     main = ("model.embedding.weight", "model.embedding.bias")
     return {
         key: value[: len(value) // 2] if key in main else value
@@ -315,9 +316,9 @@ def _unwrapped(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 
 def inside(content: Checkpoint) -> dict[str, Any]:
-    """A file's weights and the like by name, without what training codes put around them.
+    """The entries of a file, without the wrappers of training codes.
 
-    Off come the `WRAPPERS`, and of each name the parts that are `_LAID_ROUND`.
+    `WRAPPERS` are removed, and the parts of names that are `_LAID_ROUND`.
     """
     while wrapped := [key for key in WRAPPERS if isinstance(content.get(key), dict)]:
         content = content[wrapped[0]]
@@ -329,9 +330,9 @@ def _bare(name: str) -> str:
 
 
 def _network_in(weights: dict[str, Tensor]) -> dict[str, Tensor] | None:
-    """Of all weights of a training code's module, those of the network in it.
+    """The weights of the network among all weights of a training code's module.
 
-    None where no known backbone is found, or several are.
+    None if no known backbone is found, or several are.
     """
     if recognised({key.removeprefix("model.") for key in weights}) is not None:
         return weights
@@ -362,7 +363,7 @@ def _renamed(key: str) -> str:
 
 
 def load_weights(module: nn.Module, weights: dict[str, Tensor], source: str) -> None:
-    """Loads all of `weights`, or raises and loads nothing.
+    """Load all `weights`, or nothing.
 
     Raises:
         InputError: keys or shapes differ.
@@ -393,5 +394,5 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor], source: str) -> 
 
 
 def _shape(key: str, value: Tensor) -> torch.Size:
-    # The masks take over the number of masks from the file.
+    # The number of masks is taken from the file.
     return value.shape[1:] if key == "masks.weight" else value.shape

@@ -15,29 +15,28 @@ from dataset.base import InputSpec
 from utils import InputError
 
 STEMS = {"imagenet": (2, True), "small": (2, False), "tiny": (1, False)}
-"""Name → stride of the first convolution, and whether the first max pooling is there.
+"""Name → stride of the first convolution, and whether the first max pooling is kept.
 
 The last map is 32, 16 or 8 times smaller than the image. With `small` and `tiny` a ResNet's first
 kernel is 3×3 instead of 7×7; the inceptions keep theirs, so that ImageNet weights fit every stem.
-EfficientNet has no max pooling: `small` takes the stride from its first convolution, `tiny` from
+EfficientNet has no max pooling: `small` removes the stride of its first convolution, `tiny` that of
 its second stage too.
 """
 
 POOLINGS = {"avg+max": 1, "avg": 1, "max": 1, "grid": 4, "gem": 1, "cls": 1, "attention": 1}
-"""Name → cells along each side of the pooled map; the features of all cells follow each other."""
+"""Name → cells along each side of the pooled map; the features of all cells are concatenated."""
 
 BN_FREEZE = ("0", "1", "affine", "statistics")
 """How far the backbone's BatchNorms are frozen: see `Architecture.bn_freeze`."""
 
 HEAD_USES = ("linear", "training", "none")
-"""Where the embedding comes from. `linear`: from a linear head. `training`: in training from that
-head, and in evaluation from the pooled features before it. `none`: from these, without a head.
-"""
+"""What the embedding is. `linear`: the output of a linear head. `training`: in training that, and
+in evaluation the pooled features before the head. `none`: the pooled features, without a head."""
 
 HEAD_NORMS = (0, 1, "layer", "layer-plain")
-"""What stands before the heads: nothing, a BatchNorm, a LayerNorm, or one without scale and shift.
+"""The norm before the heads: none, a BatchNorm, a LayerNorm, or one without scale and shift.
 
-A checkpoint calls the first two False and True, as it did when there were no others.
+Checkpoints store the first two as False and True, as when there were no others.
 """
 
 
@@ -64,13 +63,13 @@ def blocks_of(text: str) -> int | str:
 
 @dataclass(frozen=True)
 class Peft:
-    """What trains in a backbone whose own weights are frozen (`--peft`); peft.py adds it.
+    """The trained parameters of a backbone whose own weights are frozen (`--peft`), see peft.py.
 
     Attributes:
-        rank: of the two factors beside each linear layer (LoRA); 0 adds none.
+        rank: that of the two factors added to each linear layer (LoRA); 0 adds none.
         alpha: their product is multiplied by alpha / rank; None is the rank, a factor of 1.
-        prompts: learned tokens in front of each block's (VPT-deep).
-        biases: whether the biases, and the scales and shifts of norms, train (BitFit).
+        prompts: the number of learned tokens prepended to those of each block (VPT-deep).
+        biases: whether biases, and scales and shifts of norms, are trained (BitFit).
     """
 
     rank: int = 0
@@ -110,7 +109,7 @@ class Peft:
         return (self.rank if self.alpha is None else self.alpha) / self.rank
 
     def __str__(self) -> str:
-        """In the form that `of` reads."""
+        """The form that `of` reads."""
         alpha = "" if self.alpha is None else f":{self.alpha}"
         parts = [f"lora:{self.rank}{alpha}"] if self.rank else []
         parts += [f"prompts:{self.prompts}"] if self.prompts else []
@@ -130,10 +129,10 @@ def peft_of(text: str) -> str:
 
 
 WEIGHTS = ("ema", "raw")
-"""Of a run that keeps a running mean of its weights: the mean, and the weights that train."""
+"""The weights of a run with a running mean of its weights: the mean, or the trained weights."""
 
 MASK_INITS = ("ones", "normal")
-"""How the first of divide and conquer's masks starts: see `EmbeddingMasks`."""
+"""How the first of divide and conquer's masks is initialised: see `EmbeddingMasks`."""
 
 MASKS_AT_TEST = ("none", "sum", "l1")
 """What multiplies an embedding that belongs to no cluster: see `EmbeddingMasks`."""
@@ -146,12 +145,12 @@ INPUTS = {
     "lite": InputSpec("RGB", 255.0, (127.0, 127.0, 127.0), (128.0, 128.0, 128.0)),
     "white": InputSpec("RGB", 1.0, (1.0, 1.0, 1.0), (0.35, 0.35, 0.35)),
 }
-"""`imagenet`: torchvision's weights; `caffe`: BN-Inception's; `spherical`: BN-Inception as the
-spherical-embedding code feeds it; `lite`: EfficientNet-Lite's; `white`: drawings, the white
+"""`imagenet`: for torchvision's weights; `caffe`: BN-Inception's; `spherical`: for BN-Inception, as
+in the spherical-embedding code; `lite`: for EfficientNet-Lite; `white`: for drawings, whose white
 background becomes 0."""
 
 
 def check_choice(option: str, value: object, known: Iterable[object]) -> None:
-    """Raises InputError unless `value` is one of `known`."""
+    """Raise InputError unless `value` is one of `known`."""
     if value not in known:
         raise InputError(f"{option} {value!r} is unknown; use {', '.join(map(str, known))}")

@@ -1,4 +1,4 @@
-"""Stochastic depth and recomputation, which act on the blocks of a backbone one by one."""
+"""Stochastic depth and recomputation (gradient checkpointing) of a backbone's blocks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class DropPath(nn.Module):
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, …) → the same shape; in training only."""
+        """(B, …) → the same shape; has no effect in evaluation mode."""
         if not self.training or self.p == 0:
             return x
         return x * self.draw(x)
@@ -54,7 +54,7 @@ def set_drop_path(module: nn.Module, blocks: Sequence[Block], rate: float) -> No
         share = rate * place / max(1, len(inner) - 1)
         for part in [part for each in parts for part in each.modules()]:
             for name in [*part.__dict__, *dict(part.named_children())]:
-                # Only None or a module: some blocks call the rate itself so.
+                # Only None or a module: some blocks have the rate itself under this name.
                 if _BRANCH.fullmatch(name) and isinstance(getattr(part, name), nn.Module | None):
                     setattr(part, name, DropPath(share))
                     found = found or share > 0
@@ -78,7 +78,7 @@ def recompute_blocks(module: nn.Module, blocks: Sequence[Block]) -> None:
         module: the backbone. blocks: those of its blocks that train.
 
     Raises:
-        InputError: its blocks are not modules.
+        InputError: its blocks are no modules.
     """
     modules = dict(module.named_modules())
     parts = [modules[name] for block in blocks for name in block if name in modules]
@@ -93,7 +93,7 @@ def recompute_blocks(module: nn.Module, blocks: Sequence[Block]) -> None:
 
 
 class _Recomputed:
-    """The forward pass of a block, whose inner results are computed again when needed."""
+    """The forward pass of a block, whose activations are recomputed in the backward pass."""
 
     def __init__(self, block: nn.Module) -> None:
         self.inner = block.forward
@@ -103,14 +103,14 @@ class _Recomputed:
     def __call__(self, *inputs: object, **named: object) -> object:
         if not torch.is_grad_enabled():
             return self.inner(*inputs, **named)
-        if any(norm.training for norm in self.norms):  # torch.compile takes no contexts
+        if any(norm.training for norm in self.norms):  # only then: torch.compile takes no contexts
             named["context_fn"] = lambda: (contextlib.nullcontext(), _put_back(self.norms))
         return checkpoint(self.inner, *inputs, use_reentrant=False, **named)
 
 
 @contextlib.contextmanager
 def _put_back(norms: Sequence[nn.Module]) -> Iterator[None]:
-    """Lets BatchNorms update copies of their running statistics, which already saw the batch."""
+    """Let BatchNorms update copies of their running statistics, which include the batch already."""
     before = [dict(norm._buffers) for norm in norms]
     for norm, buffers in zip(norms, before, strict=True):
         norm._buffers |= {name: b if b is None else b.clone() for name, b in buffers.items()}

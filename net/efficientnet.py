@@ -1,8 +1,8 @@
 """EfficientNet-Lite0: Tan and Le, "EfficientNet", ICML 2019, as Google published it for phones.
 
 EfficientNet-B0 without squeeze-and-excitation and with ReLU6 instead of swish. Layer names are
-those of the weights' file, so that it loads as it stands; convolutions pad as TensorFlow's `SAME`
-does, for the weights were trained that way.
+those of the weights' file, which loads unchanged. Convolutions pad like TensorFlow's `SAME`,
+because the weights were trained that way.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from utils import InputError
 
 
 class Stage(NamedTuple):
-    """Blocks that give maps of one size: the first of them has the stride."""
+    """Blocks whose maps have the same size; the first one has the stride."""
 
     blocks: int
     kernel: int
@@ -48,13 +48,12 @@ class EfficientNetLite(nn.Module):
     """Images (B, 3, H, W) → feature maps (B, 1280, H/32, W/32), larger with the other stems.
 
     Args:
-        stem: one of `STEMS`. There is no max pooling to leave out, so `small` takes the stride from
-            the first convolution, and `tiny` from the second stage too; weights fit all of them.
-        keep_blocks: the maps are those of block N, without the convolution to 1280 channels that
-            the classifier stood on; None is the whole network.
+        stem: one of `STEMS`, see there; the weights fit all of them.
+        keep_blocks: N: the maps are those of block N, without the convolution to 1280 channels that
+            comes before the classifier; None is the whole network.
 
     Raises:
-        InputError: there are not so many blocks.
+        InputError: there are fewer blocks.
     """
 
     def __init__(self, stem: str = "imagenet", keep_blocks: int | None = None) -> None:
@@ -89,7 +88,7 @@ class EfficientNetLite(nn.Module):
 
 
 class _Block(nn.Module):
-    """1×1 to more channels, k×k within each, 1×1 to fewer, and a shortcut where sizes agree."""
+    """1×1 to more channels, k×k depthwise, 1×1 to fewer, and a shortcut if the sizes agree."""
 
     def __init__(self, inputs: int, stage: Stage, stride: int) -> None:
         super().__init__()
@@ -112,7 +111,7 @@ class _Block(nn.Module):
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    # With stride 2 the padding depends on the image: `_same` does it.
+    # With stride 2 the padding depends on the image's size, see `_same`.
     padding = kernel // 2 if stride == 1 else 0
     return nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=False)
 
@@ -124,7 +123,7 @@ def _norm(channels: int) -> nn.BatchNorm2d:
 def _same(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
     """ReLU6(norm(conv(x))), padded so that (H, W) becomes (H, W)/stride, rounded up.
 
-    What an odd sum of the two sides' padding leaves over goes to the right and to the bottom.
+    If the padding of both sides together is odd, the right and the bottom get one pixel more.
     """
     if conv.stride != (1, 1):
         height, width = (
@@ -136,13 +135,13 @@ def _same(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
 
 
 def _is_in(keys: Collection[str]) -> bool:
-    # Lite1 to Lite4 have more blocks, the EfficientNets that are not Lite a squeeze.
+    # Lite1 to Lite4 have more blocks; EfficientNets that are not Lite have squeeze-and-excitation.
     blocks = {key.split(".")[1] for key in keys if key.startswith("_blocks.")}
     return len(blocks) == BLOCKS and not any("._se_" in key for key in keys)
 
 
 def _adapt(module: nn.Module, content: dict[str, Any]) -> dict[str, Tensor]:
-    """The weights in a file without those behind the last block that is kept."""
+    """The weights in a file, without those after the last block that is kept."""
     weights = {key.removeprefix("model."): value for key, value in weights_of(content).items()}
     kept = module.state_dict().keys()
     behind = ("_blocks.", "_conv_head.", "_bn1.", *HEAD_KEYS)

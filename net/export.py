@@ -1,8 +1,8 @@
 """A network as one file that runs without this repository: ONNX, torch.export or TorchScript.
 
-The graph maps pixels to unit vectors, so that its users need no constants: the colour order, scale,
-mean and deviation of `InputSpec`, and the evaluation's zoom, are part of it. Decoding files and
-cropping the square (`describe_input`) are not.
+The graph maps pixels to unit vectors. It includes the colour order, scale, mean and deviation of
+`InputSpec` and the evaluation's zoom, so its users need none of these constants. It does not
+include decoding and cropping pictures (`describe_input`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from storage import write_content
 from utils import InputError, first_line, installing
 
 TOLERANCE = 1e-4
-"""Largest difference of an entry of a unit embedding that an exported file may show."""
+"""The largest difference allowed in an entry of a unit embedding from an exported file."""
 CHECKED_BATCHES = (1, 2, 5)
 _INPUT, _OUTPUT = "images", "embeddings"
 Run = Callable[[Tensor], Tensor]
@@ -36,9 +36,9 @@ class Graph(nn.Module):
     """Pixels (B, 3, S, S) float32, RGB, 0..255 → unit-length test-time embeddings (B, d) float32.
 
     Args:
-        network: is put into evaluation mode; its LoRA becomes part of its weights.
+        network: is put into evaluation mode, and LoRA is merged into its weights.
         size: S in pixels.
-        zoom: below 1 the picture is made smaller, on white, as `--eval-zoom` does.
+        zoom: below 1, pictures are made smaller, on white, as with `--eval-zoom`.
     """
 
     def __init__(self, network: EmbeddingNet, size: int, zoom: float = 1.0) -> None:
@@ -64,7 +64,7 @@ class Graph(nn.Module):
 
 
 def _zoom_grid(size: int, zoom: float) -> Tensor:
-    # A constant of the graph: made from the batch, it would be traced with that batch's size.
+    # A constant: if it were computed in the graph, tracing would fix the batch size.
     scaling = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]]) / zoom
     return F.affine_grid(scaling, [1, 3, size, size], align_corners=False)
 
@@ -75,8 +75,8 @@ def describe_input(
     """The input that the graph expects, in words.
 
     Args:
-        resize: the short side first; None takes pictures whole. cubic: how they are resized.
-        upright: whether they are turned as their EXIF orientation says.
+        resize: the short side before cropping; None takes whole pictures.
+        cubic: whether resizing is bicubic. upright: whether EXIF orientation is applied.
     """
     if resize is None:
         cut = f"the whole picture, made square on white, {size} pixels a side"
@@ -91,7 +91,7 @@ def describe_input(
 
 
 def export_onnx(graph: Graph, path: Path, note: str = "") -> float:
-    """Writes an ONNX file whose batch size is free, after onnxruntime has agreed with torch.
+    """Write an ONNX file with free batch size, if onnxruntime agrees with torch.
 
     Args:
         note: describes the input; becomes the model's metadata `input`.
@@ -115,7 +115,7 @@ def export_onnx(graph: Graph, path: Path, note: str = "") -> float:
                 dynamo=True,
                 verbose=False,
             )
-        except ImportError as error:  # torch asks for a part by its own version
+        except ImportError as error:  # torch needs something that this version does not have
             raise InputError(
                 f"--onnx: the installed onnxscript does not go with torch {torch.__version__} "
                 f"({first_line(error)}); {installing('--upgrade', 'onnxscript')}"
@@ -134,7 +134,7 @@ def export_onnx(graph: Graph, path: Path, note: str = "") -> float:
 
 
 def export_program(graph: Graph, path: Path, note: str = "") -> float:
-    """Writes a file of torch.export whose batch size is free, after it has agreed with torch.
+    """Write a program of torch.export with free batch size, if it agrees with the network.
 
     `torch.export.load(path).module()` is the network.
 
@@ -158,7 +158,7 @@ def export_program(graph: Graph, path: Path, note: str = "") -> float:
 
 
 def export_torchscript(graph: Graph, path: Path) -> float:
-    """Writes a traced TorchScript file whose batch size is free, after it has agreed with torch.
+    """Write a traced TorchScript file with free batch size, if it agrees with the network.
 
     Returns:
         The largest difference of an entry of an embedding.
@@ -191,11 +191,11 @@ def _needed(*packages: str) -> list:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hides the exporters' messages about their own inner workings."""
+    """Hide the exporters' messages about their internals."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        # onnxscript prints what it rewrote, and stdout is for what the command says.
+        # onnxscript prints to stdout, which is for the output of the command.
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
@@ -207,14 +207,14 @@ def _quiet() -> Iterator[None]:
 
 
 def _sample(graph: Graph, count: int) -> Tensor:
-    """Coloured blobs (count, 3, S, S): unlike noise, which looks the same to a network."""
+    """Coloured blobs (count, 3, S, S); noise would give similar embeddings for all images."""
     generator = torch.Generator().manual_seed(count)
     coarse = torch.rand(count, 3, 4, 4, generator=generator) * 255
     return F.interpolate(coarse, (graph.size, graph.size), mode="bilinear")
 
 
 def write_checked(graph: Graph, run: Run, content: bytes, path: Path, who: str) -> float:
-    """Writes `content` if its outputs agree with the graph's; returns the largest difference.
+    """Write `content` if its outputs agree with the graph's; returns the largest difference.
 
     Raises:
         InputError: it disagrees, or the file cannot be written.
@@ -231,6 +231,6 @@ def write_checked(graph: Graph, run: Run, content: bytes, path: Path, who: str) 
 
 @torch.no_grad()
 def largest_difference(graph: Graph, run: Run) -> float:
-    """Of the entries of the embeddings that `graph` and `run` give batches of several sizes."""
+    """The largest difference between entries of the two's embeddings, for several batch sizes."""
     batches = [_sample(graph, count) for count in CHECKED_BATCHES]
     return max(float((run(images) - graph(images)).abs().max()) for images in batches)

@@ -1,7 +1,7 @@
-"""The parts of a backbone that are frozen in the whole run: --freeze-stem, --freeze-blocks, --peft.
+"""The parts of a backbone that stay frozen: --freeze-stem, --freeze-blocks, --peft.
 
-Frozen parameters have no gradient. If nothing below a block has a gradient either, autograd stores
-nothing of its forward pass, which then costs no more than in an evaluation.
+Frozen parameters have no gradient. If nothing below a frozen block has a gradient either, autograd
+stores nothing of its forward pass, which then costs no more than in evaluation.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Frozen(NamedTuple):
     """Names of the frozen modules and parameters of a backbone.
 
     Attributes:
-        modules: stay in evaluation mode, together with all they contain.
-        parameters: are never trained.
-        base: the parameters that checkpoints leave out; see base.py.
+        modules: they stay in evaluation mode, with everything they contain.
+        parameters: they are never trained.
+        base: the parameters that checkpoints leave out, see base.py.
     """
 
     modules: Block
@@ -43,13 +43,13 @@ class Frozen(NamedTuple):
 def prepare_backbone(
     module: nn.Module, blocks: Sequence[Block], architecture: Architecture
 ) -> Frozen:
-    """Gives a backbone what its architecture says: stochastic depth, PEFT and frozen parts.
+    """Give a backbone the stochastic depth, PEFT and frozen parts of its architecture.
 
     Args:
         module: the backbone, without heads. blocks: its blocks, the stem first.
 
     Raises:
-        InputError: the backbone cannot have that, or has fewer blocks.
+        InputError: the backbone does not support one of these, or has fewer blocks.
     """
     if architecture.drop_path:
         set_drop_path(module, blocks, architecture.drop_path)
@@ -81,7 +81,7 @@ def _of_batch_norms(module: nn.Module) -> set[str]:
 
 
 def _frozen_blocks(architecture: Architecture, blocks: Sequence[Block]) -> int:
-    """How many blocks are frozen, counting the stem."""
+    """The number of frozen blocks, including the stem."""
     asked, most = architecture.freeze_blocks, len(blocks) - 1
     if asked == ALL_BLOCKS:
         return len(blocks)

@@ -1,7 +1,7 @@
 """GoogLeNet with BatchNorm: Szegedy et al., "Going Deeper with Convolutions", CVPR 2015.
 
-torchvision's modules, without classifier and auxiliary heads. Its ImageNet weights were trained on
-inputs in -1..1; like the released Proxy-Anchor code we give them ImageNet-normalised ones.
+torchvision's modules, without classifier and auxiliary heads. Its ImageNet weights were trained
+with inputs in -1..1; like the released Proxy-Anchor code, we use ImageNet-normalised inputs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LAYERS = (
     *("inception4a", "inception4b", "inception4c", "inception4d", "inception4e", "maxpool4"),
     *("inception5a", "inception5b"),
 )
-"""torchvision's modules, in the order in which they follow each other."""
+"""The names of torchvision's modules, in order."""
 
 
 class ConvNorm(BasicConv2d):
@@ -36,7 +36,7 @@ class ConvNorm(BasicConv2d):
 
 
 class GoogLeNet(models.GoogLeNet):
-    """Images (B, 3, H, W) → feature maps (B, 1024, H/32, W/32), less small with the other stems."""
+    """Images (B, 3, H, W) → feature maps (B, 1024, H/32, W/32), larger with the other stems."""
 
     num_features = 1024
 

@@ -25,24 +25,24 @@ HEADS = {
 }
 """Each head's name → the name of its layer in the released state_dicts."""
 HEAD_KEYS = tuple(f"{key}." for key in (*HEADS.values(), "head_norm"))
-"""How the state_dict's keys of the heads, and of the norm before them, begin."""
+"""The prefixes of the state_dict's keys of the heads, and of the norm before them."""
 GEM_START = 3.0
-"""The power that generalised mean pooling starts with."""
+"""The initial power of generalised mean pooling."""
 
 Init = Callable[[Tensor], object]
 
 
 def head_init(name: str) -> tuple[Init | None, float | None]:
-    """How a head's weights start, and its biases, by the name of `--head-init`.
+    """How a head's weights and biases are initialised, by the name of `--head-init`.
 
-    `kaiming`: normal by fan_out with zero bias (Proxy-Anchor and all that is built on it);
-    `orthogonal`: orthonormal rows (columns, where there are fewer) with zero bias (Hyp-ViT, HIER);
+    `kaiming`: normal by fan_out with zero bias (Proxy-Anchor and methods built on it);
+    `orthogonal`: orthonormal rows (or columns, if there are fewer), zero bias (Hyp-ViT, HIER);
     `default` and `pt_splitted`: PyTorch's own; `xavier_uniform_GAIN`, `xavier_normal_GAIN`,
     `kaiming_normal_fan_in`, `kaiming_normal_fan_out` with PyTorch's own biases; `trunc_normal`:
     standard deviation .1, cut at two of them, biases .1.
 
     Returns:
-        What fills the weights, and what the biases are filled with; None leaves PyTorch's own.
+        A function that fills the weights, and the value of the biases; None leaves PyTorch's own.
 
     Raises:
         InputError: an unknown name, or a gain that is no positive number.
@@ -72,10 +72,10 @@ def head_init(name: str) -> tuple[Init | None, float | None]:
 class Pool(nn.Module):
     """Feature maps (B, F, h, w) → features (B, F), float32 or wider; (B, 16F) for `grid`.
 
-    `avg`: global average; `max`: global maximum; `avg+max`: their sum, as Proxy-Anchor has it;
-    `grid`: the average in each cell of 4 × 4, for things that always stand upright; `gem`:
+    `avg`: global average; `max`: global maximum; `avg+max`: their sum, as in Proxy-Anchor; `grid`:
+    the average in each cell of a 4 × 4 grid, for objects that are always upright; `gem`:
     generalised mean (Radenović et al., TPAMI 2019), (mean x^p)^(1/p) over x ≥ 1e-6, with one
-    trained p that starts at 3. `cls` and `attention` come as maps of one cell.
+    trained p, initially 3. For `cls` and `attention` the maps have one cell.
     """
 
     def __init__(self, pooling: str) -> None:
@@ -95,8 +95,8 @@ class Pool(nn.Module):
 
 
 def _maximum(maps: Tensor) -> Tensor:
-    # Both give the same numbers. Of equal maxima the first way gives one of them all the gradient;
-    # the second is the only one that the ONNX export of torch 2.11 knows.
+    # Both give the same numbers. With equal maxima, the first gives the whole gradient to one of
+    # them; the second is the only one that the ONNX export of torch 2.11 supports.
     if torch.is_grad_enabled():
         return F.adaptive_max_pool2d(maps, 1)
     return maps.amax((2, 3), keepdim=True)
@@ -125,18 +125,18 @@ def make_norm(kind: bool | str, features: int) -> nn.Module | None:
 
 
 UNCERTAINTY_SCALE = 0.01
-"""IDML's similarity vanishes for a large uncertainty: its head starts with ‖u‖² around 1."""
+"""Initial scale of the uncertainty head, for ‖u‖² around 1: IDML's similarity vanishes for large u.
+"""
 
 
 def make_head(features: int, size: int, init: str, scale: float = 1.0, parts: int = 1) -> nn.Linear:
-    """A linear head F → size, started as `init` says (see `head_init`).
+    """A linear head F → size, initialised by `init`, a name of `head_init`.
 
     Args:
         features: F. size: of the output.
-        init: a name that `head_init` knows.
-        scale: multiplies the weights it starts with.
-        parts: how many runs of rows, of equal length, start as if each were a layer of its own
-            (divide and conquer: one per cluster).
+        scale: a factor for the initial weights.
+        parts: the number of equal parts of the rows that are initialised as if each were a layer of
+            its own (divide and conquer: one per cluster).
     """
     head = nn.Linear(features, size)
     start_weight, start_bias = head_init(init)

@@ -9,17 +9,13 @@ from types import ModuleType
 from utils import InputError, first_line
 
 PREFIX = "hf:"
-"""`hf:USER/NAME`, or `hf:USER/NAME@REVISION`: what names a model there."""
+"""The prefix of the name of a model there: `hf:USER/NAME`, or `hf:USER/NAME@REVISION`."""
 FILES = ("*.safetensors", "*.json", "README.md")
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def check_name(name: str) -> str:
-    """The name of a model on the Hub.
-
-    Raises:
-        InputError: it cannot be one.
-    """
+    """Returns the name, or raises InputError if it cannot name a model on the Hub."""
     if not _NAME.fullmatch(name):
         raise InputError(f"{name!r} names no model on the Hub; give USER/NAME")
     return name
@@ -32,8 +28,8 @@ def upload(folder: Path, name: str, *, private: bool, message: str) -> str:
         Its address.
 
     Raises:
-        InputError: the package is missing, nobody is logged in, the Hub refuses, or what is to be
-            private would go into a model that everybody sees.
+        InputError: the package is missing, nobody is logged in, the Hub refuses, or `private` is
+            set and the model exists and is public.
     """
     hub, name = _hub(), check_name(name)
     if not hub.get_token():
@@ -44,16 +40,16 @@ def upload(folder: Path, name: str, *, private: bool, message: str) -> str:
     api = hub.HfApi()
     try:
         address = api.create_repo(name, private=private, exist_ok=True)
-        # One that was there keeps its visibility, whatever was asked for.
+        # An existing repository keeps its visibility, whatever `private` is.
         if private and not api.model_info(name).private:
             raise InputError(
-                f"{name} is on the Hub already, and public: everybody would see what --private is "
-                "to hide; make it private in its settings there, or give another name"
+                f"{name} exists on the Hub and is public, which --private does not change; make "
+                "it private in its settings there, or give another name"
             )
         api.upload_folder(repo_id=name, folder_path=folder, commit_message=message)
     except InputError:
         raise
-    except Exception as error:  # the network's errors are those of whatever library it uses
+    except Exception as error:  # network errors come from whatever library the hub uses
         raise InputError(
             f"{name} could not be uploaded ({first_line(error)}); {_advice(error)}"
         ) from error
@@ -84,8 +80,8 @@ def download(name: str) -> Path:
         found = hub.snapshot_download(repository, revision=revision or None, allow_patterns=FILES)
     except Exception as error:
         raise InputError(
-            f"{name} cannot be had from the Hub ({first_line(error)}); check the name, and whether "
-            "you are logged in where it is private"
+            f"{name} cannot be downloaded from the Hub ({first_line(error)}); check the name, and "
+            "if the model is private, that you are logged in"
         ) from error
     return Path(found)
 

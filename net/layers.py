@@ -1,9 +1,9 @@
 """Convolution and BatchNorm as one step, shared by every backbone.
 
-Deviation: a BatchNorm in evaluation mode is an affine map with constant statistics, so it is folded
-into the convolution before it. Outputs and gradients are the same up to rounding, and one pass over
-the activations, forward and backward, is saved; the published recipes all train that way
-(`--bn-freeze 1`).
+Deviation: a BatchNorm in evaluation mode, as in training with `--bn-freeze 1` in all published
+recipes, is an affine map with constant statistics. It is folded into the convolution before it.
+Outputs and gradients are the same up to rounding, and one pass over the activations is saved, both
+forward and backward.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
 
 
 def _is_trained_depthwise(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> bool:
-    """Whether bfloat16 would be slower: oneDNN has no fast backward of depthwise kernels in it.
+    """Whether bfloat16 would be slower, because oneDNN has no fast backward of depthwise kernels.
 
-    The gradient of a 5×5 kernel takes 4 times as long, that of the input with stride 2 up to 100
-    times. The forward pass alone is faster.
+    The gradient of a 5×5 kernel takes 4 times as long, and that of the input with stride 2 up to
+    100 times. The forward pass alone is faster.
     """
     gradients = (x.requires_grad, conv.weight.requires_grad, norm.weight.requires_grad)
     return conv.groups > 1 and torch.is_grad_enabled() and any(gradients)
@@ -37,8 +37,8 @@ def _is_trained_depthwise(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> b
 def average_conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
     """norm(conv(average of 3×3 neighbours of x)) for a 1×1 `conv` with a bias.
 
-    The averaging commutes with a 1×1 convolution, and behind it there are 3 to 8 times fewer
-    channels to average. The bias comes last: outside the image there is 0, not the bias.
+    Averaging commutes with a 1×1 convolution, after which there are 3 to 8 times fewer channels to
+    average. The bias is added last, because the padding of the average must be 0, not the bias.
     """
     weight, bias = (conv.weight, conv.bias) if norm.training else folded(conv, norm)
     maps = F.avg_pool2d(F.conv2d(x, weight), kernel_size=3, stride=1, padding=1)
@@ -47,7 +47,7 @@ def average_conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tenso
 
 
 def folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the one convolution that equals `conv` and the frozen `norm` after it."""
+    """Weight and bias of one convolution that equals `conv` followed by the frozen `norm`."""
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
     shift = norm.running_mean if conv.bias is None else norm.running_mean - conv.bias
     return conv.weight * scale[:, None, None, None], norm.bias - shift * scale

@@ -1,7 +1,7 @@
 """Divide and conquer's embedding masks: Sanakoyeu et al., TPAMI 2021.
 
-Each cluster of the training images trains the dimensions of the embedding that its mask lets
-through. The masks double in number whenever the clusters do. Their regulariser is
+Each cluster of the training images trains the dimensions of the embedding that its mask selects.
+The number of masks doubles together with that of the clusters. Their regulariser is
 `losses.mask_orthogonality`.
 
 Deviation: the masks are the rows of one (K, d) parameter, not a list of K vectors, so that the
@@ -22,12 +22,12 @@ class EmbeddingMasks(nn.Module):
 
     Args:
         size: d.
-        learned: masks are trained, and children start as copies of their parent. Otherwise they are
-            binary and fixed, and each child keeps one half of its parent's run of ones.
-        relu: masks act through a ReLU.
-        init: of the first mask; `ones`, or `normal` with mean .9 and deviation .7 (learned only).
-        full: what multiplies an embedding that belongs to no cluster. `none`: nothing; `sum`: the
-            sum of all masks; `l1`: the sum of all masks, each scaled to an l1 norm of 1.
+        learned: whether masks are trained; a split then copies them. Otherwise they are binary and
+            fixed, and a split gives each child one half of its parent's run of ones.
+        relu: whether masks are passed through a ReLU before they are applied.
+        init: the first mask; `ones`, or `normal` with mean .9 and deviation .7 (learned only).
+        full: the factor of an embedding that belongs to no cluster. `none`: 1; `sum`: the sum of
+            all masks; `l1`: the sum of all masks, each scaled to an l1 norm of 1.
 
     Attributes:
         weight: (K, d) the raw masks.
@@ -60,7 +60,7 @@ class EmbeddingMasks(nn.Module):
         return len(self.weight)
 
     def forward(self, embeddings: Tensor, cluster: int | None = None) -> Tensor:
-        """Embeddings (B, d) of one cluster times its mask; without a cluster see `full`."""
+        """Embeddings (B, d) times the mask of their cluster, or without a cluster see `full`."""
         if cluster is not None:
             return embeddings * self._effective(self.weight[cluster])
         if self.full == "none":
@@ -73,7 +73,7 @@ class EmbeddingMasks(nn.Module):
     def split(self) -> None:
         """Doubles the masks: mask c becomes masks 2c and 2c + 1.
 
-        `weight` is a new parameter afterwards: an optimiser must be given it.
+        Afterwards `weight` is a new parameter, which the optimiser does not have yet.
 
         Raises:
             InputError: a fixed mask of a single dimension cannot be halved.
@@ -91,7 +91,7 @@ class EmbeddingMasks(nn.Module):
         return masks.relu() if self.relu else masks
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: object) -> None:
-        # How many masks there are is part of what was saved.
+        # The number of masks is part of the saved state.
         saved = state_dict.get(f"{prefix}weight")
         if saved is not None and saved.dim() == 2 and len(saved) != len(self.weight):
             resized = self.weight.new_ones(len(saved), self.weight.shape[1])
@@ -100,7 +100,7 @@ class EmbeddingMasks(nn.Module):
 
 
 def _halve_runs(children: Tensor) -> None:
-    # In place: of each pair of equal rows the first keeps the first half of the ones.
+    # In place: in each pair of equal rows, the first keeps the first half of the ones.
     for first, second in zip(children[0::2], children[1::2], strict=True):
         run = first.nonzero().flatten()
         if len(run) < 2:

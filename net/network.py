@@ -144,7 +144,7 @@ class EmbeddingNet(nn.Module):
         return described
 
     def base_state(self) -> dict[str, Tensor]:
-        """The frozen weights of a network with PEFT, which checkpoints leave out; else empty."""
+        """The frozen weights of a network with PEFT, which checkpoints leave out; otherwise {}."""
         return {k: v for k, v in self.state_dict().items() if self._is_base(k)}
 
     def trained_state(self) -> dict[str, Tensor]:
@@ -162,7 +162,7 @@ class EmbeddingNet(nn.Module):
         With a `specific` head, that head and the embedding are (B, 2d).
 
         Args:
-            cluster: with masks, the cluster whose mask multiplies the embedding; with None the
+            cluster: with masks, the cluster whose mask multiplies the embedding; if it is None, the
                 masks' `full` decides.
             pieces: with more than one, the backbone computes the batch piece by piece, twice, and
                 needs memory for only one piece: see pieces.py.
@@ -216,8 +216,8 @@ class EmbeddingNet(nn.Module):
         """Tries one blank image of `size` pixels.
 
         Raises:
-            InputError: branches of a block would give maps of different sizes, or a map would be
-                empty; or there are prompts, and the blocks do not pass on tokens.
+            InputError: branches of a block have maps of different sizes, or a map is empty; or
+                there are prompts, and the blocks do not process tokens.
         """
         error = self._trouble_with(size)
         if error is None:
@@ -237,7 +237,7 @@ class EmbeddingNet(nn.Module):
 
     @torch.no_grad()
     def _trouble_with(self, size: int) -> Exception | None:
-        """The error that an image of `size` pixels causes, if it causes one."""
+        """The error that an image of `size` pixels causes, or None."""
         training, device = self.training, next(self.parameters()).device
         self.eval()
         try:
@@ -253,8 +253,8 @@ class EmbeddingNet(nn.Module):
     def embed(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) → test-time embeddings (B, d), raw; with DDML the main head's means.
 
-        If the head serves training only, they are the pooled features that it is given. After
-        `keep` they are cut to their first entries.
+        If the head is for training only, they are the pooled features before it. `keep` cuts them
+        to their first entries.
         """
         if self.architecture.head == "training":
             return self.features(images)[:, : self.test_size]
@@ -282,8 +282,8 @@ class EmbeddingNet(nn.Module):
         open_blocks = [b for b in self._blocks[1:] if not belongs(b[0], self._frozen.modules)]
         if not open_blocks:
             raise InputError(
-                "--grad-checkpointing: all blocks are frozen (--freeze-blocks), so nothing of them "
-                "is kept for the backward pass; leave it out"
+                "--grad-checkpointing: all blocks are frozen (--freeze-blocks), so they keep "
+                "nothing for the backward pass; leave it out"
             )
         recompute_blocks(self.model, open_blocks)
 
@@ -303,7 +303,7 @@ class EmbeddingNet(nn.Module):
         return bool(self._frozen.parameters)
 
     def counts(self) -> tuple[int, int]:
-        """How many parameters train (after a warm-up, if there is one), and how many there are."""
+        """The numbers of trained parameters (after a warm-up, if any), and of all parameters."""
         trained = {p for p in self.parameters() if p.requires_grad}
         if self._in_warm_up:  # then these train later
             trained.update(self.backbone_parameters())
@@ -312,7 +312,7 @@ class EmbeddingNet(nn.Module):
         return sum(p.numel() for p in trained), sum(p.numel() for p in self.parameters())
 
     def train(self, mode: bool = True) -> EmbeddingNet:
-        """As `Module.train`, but whatever is always frozen stays in evaluation mode."""
+        """Like `Module.train`, but frozen parts stay in evaluation mode."""
         super().train(mode)
         for name, module in self.model.named_modules():
             if self._frozen.holds(name, module):
@@ -426,7 +426,7 @@ class EmbeddingNet(nn.Module):
         """
         if self.masks is None:
             if self.architecture.head != "linear":
-                raise InputError("masks lie on a linear head; use --head linear")
+                raise InputError("masks need a linear head; use --head linear")
             weight = self.model.embedding.weight
             self.masks = EmbeddingMasks(self.embedding_size).to(weight.device)
 
@@ -440,6 +440,6 @@ def _apart(group: ParameterGroup, undecayed: set[nn.Parameter]) -> list[Paramete
 
 
 def _drop_classifiers(network: EmbeddingNet, state_dict: dict, *_: object) -> None:
-    # So that the state_dict of a released network loads as it stands, classifier and all.
+    # So that the state_dict of a released network can be loaded although it has a classifier.
     for key in classifiers(state_dict, network.state_dict()):
         del state_dict[key]

@@ -1,10 +1,10 @@
-"""Parameter-efficient fine-tuning: a frozen backbone, and the few parameters that train.
+"""Parameter-efficient fine-tuning: a frozen backbone, and the few parameters that are trained.
 
 - LoRA (Hu et al., ICLR 2022): W becomes W + (alpha / rank) B A in every linear layer of the blocks.
-- Deep visual prompts (VPT-deep: Jia et al., ECCV 2022): each block gets tokens of its own in front.
-- BitFit (Ben Zaken et al., ACL 2022): biases train, and here scales and shifts of norms too.
+- Deep visual prompts (VPT-deep: Jia et al., ECCV 2022): learned tokens are prepended in each block.
+- BitFit (Ben Zaken et al., ACL 2022): biases are trained, here also scales and shifts of norms.
 
-All of them keep the names of the backbone's parameters, so that weights load as without them.
+The names of the backbone's parameters do not change, so that weights load as without PEFT.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ ADDED_KEYS = tuple(f".{key}" for key in (*LORA_KEYS, PROMPTS_KEY))
 
 
 def add_peft(module: nn.Module, blocks: Sequence[Block], frozen: int, peft: Peft) -> set[str]:
-    """Adds what `peft` says to a backbone, in all blocks that are not frozen altogether.
+    """Add the parameters of `peft` to all blocks of a backbone that are not entirely frozen.
 
     Args:
         module: the backbone. blocks: all its blocks, the stem first.
-        frozen: how many of them are frozen altogether.
+        frozen: how many of the first blocks are entirely frozen.
 
     Returns:
-        The names of the parameters that train: the added ones, and with BitFit biases and norms.
+        The names of the trained parameters: the added ones, and with BitFit biases and norms.
 
     Raises:
-        InputError: the backbone cannot have them.
+        InputError: the backbone does not support it.
     """
     upper = blocks[max(1, frozen) :]
     if not upper:
@@ -62,8 +62,8 @@ def add_peft(module: nn.Module, blocks: Sequence[Block], frozen: int, peft: Peft
 class LoraLinear(nn.Linear):
     """y = x W' + b with W' = W + scale · B A; A is (rank, inputs), B is (outputs, rank).
 
-    Made from a linear layer by changing its class, so that W and b keep their names. Whoever reads
-    `weight` gets W': some attention layers use it and never call the layer.
+    Made from a linear layer by changing its class, so that W and b keep their names. The attribute
+    `weight` is W', because some attention layers use it and never call the layer.
     """
 
     scale: float
@@ -76,7 +76,7 @@ class LoraLinear(nn.Linear):
         return self._parameters["weight"] + self.scale * (self.lora_b @ self.lora_a)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(…, inputs) → (…, outputs); by way of the factors, which saves the gradient of W'."""
+        """(…, inputs) → (…, outputs), by the factors, so that no gradient of W' is computed."""
         change = F.linear(F.linear(x, self.lora_a), self.lora_b)
         return F.linear(x, self._parameters["weight"], self.bias) + self.scale * change
 
@@ -99,7 +99,7 @@ def _add_lora(module: nn.Module, upper: Sequence[Block], peft: Peft) -> None:
         layer.scale = peft.scale
         layer.lora_a = nn.Parameter(weight.new_empty(rank, weight.shape[1]))
         layer.lora_b = nn.Parameter(weight.new_zeros(weight.shape[0], rank))
-        nn.init.kaiming_uniform_(layer.lora_a, a=math.sqrt(5))  # as the authors start it
+        nn.init.kaiming_uniform_(layer.lora_a, a=math.sqrt(5))  # as the authors do
 
 
 def merge_lora(module: nn.Module) -> None:
@@ -129,13 +129,13 @@ def merged(weights: Mapping[str, Tensor], peft: Peft) -> dict[str, Tensor]:
 
 _PAIRWISE = re.compile("rel_pos|relative_position|attention_bias")
 NO_TOKENS = (
-    "--peft prompts: the blocks of this network do not pass on tokens (B, T, C) that all see each "
-    "other, which prompts are for; choose a plain ViT (vit, deit, dino, dinov3), or lora"
+    "--peft prompts needs blocks with attention among all tokens, which this network does not "
+    "have; choose a plain ViT (vit, deit, dino, dinov3), or lora"
 )
 
 
 def _add_prompts(module: nn.Module, stem: Block, upper: Sequence[Block], count: int) -> None:
-    """Gives each block `count` tokens of its own, which are removed again behind it."""
+    """Give each block `count` learned tokens, which are removed again after it."""
     layers = [_token_block(module, block) for block in upper]
     widths = {_token_width(layer) for layer in layers}
     if len(widths) > 1:
@@ -151,12 +151,12 @@ def _add_prompts(module: nn.Module, stem: Block, upper: Sequence[Block], count: 
         layer.register_forward_pre_hook(_prepend_prompts)
         layer.register_forward_hook(_drop_prompts)
         for part in layer.modules():
-            if hasattr(part, "num_prefix_tokens"):  # tokens that stand for no place in the image
+            if hasattr(part, "num_prefix_tokens"):  # tokens that are no patches of the image
                 part.num_prefix_tokens += count
 
 
 def _token_block(module: nn.Module, block: Block) -> nn.Module:
-    """The module of a block that has attention without biases for pairs of places.
+    """The module of a block that has attention without biases for pairs of positions.
 
     Raises:
         InputError: there is no such module.
@@ -170,7 +170,7 @@ def _token_block(module: nn.Module, block: Block) -> nn.Module:
 
 
 def _token_width(layer: nn.Module) -> int:
-    """C of the tokens (B, T, C) that a block takes: the size of its first norm."""
+    """C of a block's tokens (B, T, C): the size of its first norm."""
     norm = next((part for part in layer.modules() if is_norm(part)), None)
     if getattr(norm, "weight", None) is None:
         raise InputError(NO_TOKENS)

@@ -1,13 +1,14 @@
-"""A batch embedded in pieces: the loss of the whole batch with the memory of a piece.
+"""A batch embedded in pieces: the loss of the whole batch with the memory of one piece.
 
-The features are first computed piece by piece, without a graph; heads and loss then see the whole
-batch, and give the gradient at the features. Then each piece is computed again, with a graph, and
-given its part of that gradient. (Gao et al., Scaling Deep Contrastive Learning Batch Size under
-Memory Limited Setup, 2021.) The gradients are those of the whole batch, as long as images do not
-see each other inside the backbone: a BatchNorm that trains there normalises each piece by itself.
+The features are first computed piece by piece, without a graph. Heads and loss then get the whole
+batch, which gives the gradient of the features. Then each piece is computed again, with a graph,
+and its part of that gradient is propagated back. (Gao et al., Scaling Deep Contrastive Learning
+Batch Size under Memory Limited Setup, 2021.) The gradients are those of the whole batch, as long as
+images do not interact inside the backbone: a BatchNorm in training mode normalises each piece
+separately.
 
-A piece that is computed again draws what it drew at first (stochastic depth), and moves no running
-statistics a second time.
+The second computation of a piece draws the same random numbers (stochastic depth) and does not
+update running statistics again.
 """
 
 from __future__ import annotations
@@ -34,14 +35,13 @@ def in_pieces(
 
     Args:
         compute: images (n, 3, H, W) → features (n, F), with a graph where gradients are on.
-        count: number of pieces, the same in all processes, which compute together; a piece may be
-            empty.
-        parameters: the parameters that may train. buffers: those it changes (running statistics).
+        count: the number of pieces, the same in all processes; a piece may be empty.
+        parameters: those it may train. buffers: those it changes (running statistics).
     """
     pieces = images.tensor_split(count)
     if not any(parameter.requires_grad for parameter in parameters):
         return torch.cat([compute(piece) for piece in pieces])
-    anchor = torch.zeros((), device=images.device, requires_grad=True)  # asks for a backward
+    anchor = torch.zeros((), device=images.device, requires_grad=True)  # so that backward is called
     return _Pieces.apply(anchor, compute, buffers, *pieces)
 
 

@@ -1,9 +1,9 @@
-"""A backbone whose training step is recorded once, on a GPU, and replayed from then on.
+"""A backbone whose training step is recorded once, on a GPU, and then replayed.
 
-A step of BN-Inception is some 1,700 kernels, and starting them one by one takes the host longer
-than a fast GPU needs to run them. A recording (a CUDA graph) starts all of them at once. It is
-valid for batches of one shape, the same trained parameters and the same precision. Anything else is
-computed as usual, and gets a recording of its own if it comes often enough.
+A step of BN-Inception has about 1,700 kernels, and launching them one by one takes the host longer
+than a fast GPU needs to run them. A recording (a CUDA graph) launches all of them at once. It is
+valid for batches of one shape, the same trained parameters and the same precision. Other batches
+are computed as usual, and get their own recording if there are enough of them.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from criteria.base import only_once
 from utils import first_line
 
 CALLS_BEFORE = 3
-"""Calls of one kind that are computed as usual before one is recorded; a short run has no more."""
+"""Calls of one kind that are computed as usual before one is recorded, so that short runs have no
+recording."""
 MOST = 2
-"""How many shapes of batches are recorded: the last batch of an epoch may be smaller."""
+"""The most shapes of batches that are recorded: the last batch of an epoch may be smaller."""
 TOGETHER = 2
-"""How many batches may wait for their backward pass at once: mixup adds a second one. Each needs a
-recording of its own, because a replay overwrites what the other's backward pass needs."""
+"""The most batches that wait for their backward pass at the same time: mixup has a second one. Each
+needs its own recording, because a replay overwrites what the other's backward pass needs."""
 WARM_UPS = 2
-"""Passes before the recording, on its stream: libraries set themselves up in the first."""
+"""Passes on the recording's stream before it starts: in the first, libraries initialise."""
 
 logger = logging.getLogger(__name__)
 
@@ -59,12 +60,12 @@ class Replay:
         self._over = False
 
     def __deepcopy__(self, memo: dict) -> None:
-        """A copy of a network has no recordings: they write to the parameters of the original."""
+        """Copies of a network have no recordings, which write to the parameters of the original."""
         return None
 
     @property
     def holds_memory(self) -> bool:
-        """Whether something is recorded: a recording always keeps the memory of a step."""
+        """Whether there is a recording, which always holds the memory of a step."""
         return bool(self._tapes)
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -78,7 +79,7 @@ class Replay:
             self._pending += 1
             features.register_hook(self._arrived)
         else:
-            self._over = True  # the features do not depend on anything that trains
+            self._over = True  # the features depend on no trained parameter
         return features
 
     def _arrived(self, gradient: Tensor) -> None:
@@ -110,7 +111,8 @@ class Replay:
         except (RuntimeError, torch.OutOfMemoryError) as error:
             self._over, self._tapes = True, {}
             logger.warning(
-                "the step is not recorded on the GPU, and slower for it: %s", first_line(error)
+                "the step cannot be recorded on the GPU, which makes it slower: %s",
+                first_line(error),
             )
         else:
             self._tapes[shape, place] = tape
@@ -122,14 +124,14 @@ def recorded(
     trained: list[nn.Parameter],
     buffers: Sequence[Tensor],
 ) -> Tape:
-    """Records `compute` on such images, and restores the buffers and the random state.
+    """Record `compute` for images like these, and restore the buffers and the random state.
 
     Raises:
         RuntimeError: something in `compute` cannot be recorded, or there is no memory for it.
     """
     states = [buffer.clone() for buffer in buffers]
     random_state = torch.cuda.get_rng_state(images.device)
-    torch.cuda.empty_cache()  # a recording has memory of its own
+    torch.cuda.empty_cache()  # a recording has its own memory
     try:
         return Tape(compute, images, trained)
     finally:
@@ -164,13 +166,13 @@ class Tape:
         stream.wait_stream(torch.cuda.current_stream(images.device))
 
         def features() -> Tensor:
-            # Without autocast's cache, which would keep tensors of one pass for the next.
+            # Without autocast's cache, which would reuse tensors of one pass in the next.
             with torch.autocast("cuda", dtype, enabled=enabled, cache_enabled=False):
                 return compute(self._images)
 
         def gradients() -> list[Tensor | None]:
             found = torch.autograd.grad(self._features, trained, self._gradient, allow_unused=True)
-            return in_places_of_their_own(found)
+            return in_separate_memory(found)
 
         with torch.cuda.stream(stream):
             for _ in range(WARM_UPS):
@@ -178,7 +180,7 @@ class Tape:
                 self._gradient = torch.zeros_like(self._features)
                 gradients()
         torch.cuda.synchronize(images.device)
-        # Other threads, such as the one that pins memory, may run meanwhile only in this mode.
+        # Only this mode lets other threads, such as the one that pins memory, run meanwhile.
         how: dict[str, Any] = {"stream": stream, "capture_error_mode": "thread_local"}
         with torch.cuda.graph(self._forward, **how):
             self._features = features()
@@ -190,14 +192,14 @@ class Tape:
         torch.cuda.current_stream(images.device).wait_stream(stream)
 
     def play(self, images: Tensor) -> Tensor:
-        """The features of a batch like the recorded one, with a graph."""
+        """The features of a batch like the recorded one, connected to autograd."""
         return _Played.apply(self, images, *self.trained)
 
     def forward(self, images: Tensor) -> Tensor:
         """Replays the forward pass."""
         self._images.copy_(images)
         self._forward.replay()
-        return self._features.detach()  # another tensor in the same memory, with no graph
+        return self._features.detach()  # another tensor in the same memory, without a graph
 
     def backward(self, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Replays the backward pass."""
@@ -206,12 +208,12 @@ class Tape:
         return tuple(None if each is None else each.detach() for each in self._gradients)
 
 
-def in_places_of_their_own(gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """The same gradients, each in memory of its own.
+def in_separate_memory(gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The same gradients, no two of which share memory.
 
     For parameters that are added to each other, autograd returns one tensor as the gradient of all.
-    Its own backward() then copies it for each of them, but a recording does not. Clipped in place,
-    such a tensor would be clipped once for each parameter.
+    backward() copies it for each of them, but a recording does not, and clipping in place would
+    then clip it once for each parameter.
     """
     taken: set[int] = set()
     found: list[Tensor | None] = []

@@ -1,8 +1,8 @@
 """ResNet: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016.
 
 torchvision's blocks and layer names (so its weights load), with stems for small images, a width
-multiplier, and no classifier. `resnet10`, with one basic block per stage, is meant for small images
-only: there are no pretrained weights for it.
+multiplier, and no classifier. `resnet10`, with one basic block per stage, is for small images:
+there are no pretrained weights for it.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class Bottleneck(torchvision_resnet.Bottleneck):
 
 
 FEW = 16
-"""Channels below which a shortcut is thinned out first, instead of by a convolution with a stride.
+"""Channels below which a shortcut is subsampled before its 1×1 convolution, which has no stride.
 
-torch 2.15's library for CPUs (oneDNN 3.13) writes outside its memory when it computes the gradient
-of a 1×1 kernel of so few channels with a stride, for an odd batch on several threads: the process
-crashes, now or later. Thinned out before, outputs and gradients are the same to the bit.
+oneDNN 3.13, which torch 2.15 uses on CPUs, writes outside its memory when it computes the gradient
+of a 1×1 kernel with stride and so few channels, for an odd batch size and several threads, and the
+process crashes sooner or later. Outputs and gradients are the same to the bit.
 """
 
 
@@ -60,14 +60,14 @@ def _shortcut(block: BasicBlock | Bottleneck, x: Tensor) -> Tensor:
 
 BlockClass = type[BasicBlock] | type[Bottleneck]
 Counts = tuple[int, int, int, int]
-"""How many blocks each of the four stages has."""
+"""The number of blocks of each of the four stages."""
 
 
 class ResNet(nn.Module):
-    """Images (B, 3, H, W) → feature maps (B, F, H/32, W/32), less small with the other stems.
+    """Images (B, 3, H, W) → feature maps (B, F, H/32, W/32), larger with the other stems.
 
     Args:
-        block: what a stage is made of. blocks: how many of them each of the four stages has.
+        block: the class of its blocks. blocks: how many of them each of the four stages has.
         stem: one of `STEMS`.
         width: channels as a multiple of the published ones.
     """
@@ -126,7 +126,7 @@ def _is_in(block: BlockClass, blocks: Counts, keys: Collection[str]) -> bool:
     return counts == blocks and ("layer1.0.conv3.weight" in keys) == (block is Bottleneck)
 
 
-# The files are torchvision's IMAGENET1K_V1, the weights of the published numbers.
+# The files are torchvision's IMAGENET1K_V1, which the published numbers were measured with.
 BACKBONES = (
     _resnet("resnet10", BasicBlock, (1, 1, 1, 1)),
     _resnet("resnet18", BasicBlock, (2, 2, 2, 2), "resnet18-f37072fd.pth"),

@@ -1,8 +1,8 @@
-"""BatchNorm, dropout and stochastic depth that see the whole batch when several processes share it.
+"""BatchNorm, dropout and stochastic depth for a batch that is divided among several processes.
 
 A BatchNorm normalises with the statistics of all images of the batch (Ioffe and Szegedy, 2015), and
-a dropout draws for all of them; each process holds a part. On GPUs torch's SyncBatchNorm does the
-former; it has no CPU version.
+a dropout draws its mask for all of them, although each process has only a part. On GPUs, torch's
+SyncBatchNorm does the former; it has no CPU version.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from net.depth import DropPath
 
 
 def share_batches(network: nn.Module) -> None:
-    """Makes the layers that look at the whole batch do so over several processes, in place."""
+    """Replace layers that depend on the whole batch by versions for several processes, in place."""
     for module in network.modules():
         for plain, shared in SHARED.items():
             if type(module) is plain:
-                # The class alone changes: names, parameters and buffers stay what they are.
+                # Only the class changes: names, parameters and buffers stay.
                 module.__class__ = shared
                 module.process_group = None
 
@@ -76,7 +76,7 @@ class SharedDropPath(DropPath):
     """`DropPath` whose draws are those of the whole batch, in every process."""
 
     def draw(self, x: Tensor) -> Tensor:
-        """What each image of this process is multiplied with, (n, 1, …)."""
+        """The factor of each image of this process, (n, 1, …)."""
         return _own_draws(x, [1] * (x.dim() - 1), self.p)
 
 

@@ -2,9 +2,9 @@
 
     python train.py --model timm:vit_small_patch14_reg4_dinov2.lvd142m --image-size 224
 
-timm's own configuration of the name says what the model is fed, where its weights are and how its
-features are pooled. The package is loaded when such a model is named, and not before: everything
-else runs without it.
+timm's configuration of the model says what input it takes, where its weights are and how its
+features are pooled. timm is imported only when such a model is named; everything else runs without
+it.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from utils import InputError, close_names, first_line, installing, nearest_names
 
 
 class Body(nn.Module):
-    """A timm model between images and the heads: images (B, 3, S, S) → features (B, F).
+    """A timm model as a backbone.
 
     Args:
         body: the model, without a classifier.
-        pooling: one of those that its record admits.
+        pooling: one of the `poolings` of its record.
     """
 
     def __init__(self, body: nn.Module, pooling: str) -> None:
@@ -49,31 +49,31 @@ class Body(nn.Module):
         return self.body.forward_features(images)
 
     def pooled(self, images: Tensor, pool: Pool) -> Tensor:
-        """(B, 3, S, S) → (B, F): pooled, and through what the model has behind its pooling.
+        """(B, 3, S, S) → (B, F): pooled, and passed through the model's layers after pooling.
 
-        Its own pooling is done by its own code, and equals what `num_classes=0` gives in timm.
+        With the model's own pooling, timm's code does it, as with `num_classes=0` in timm.
         """
-        seen = self(images)
-        with torch.autocast(images.device.type, enabled=False):  # as the heads
-            seen = _in_float32(seen)
+        found = self(images)
+        with torch.autocast(images.device.type, enabled=False):  # like the heads
+            found = _in_float32(found)
             if self._as_timm:
-                return self.body.forward_head(seen, pre_logits=True)
-            if seen.dim() == 3:
-                return _after_tokens(self.body, pool(_laid_out(self.body, seen, pool.pooling)))
+                return self.body.forward_head(found, pre_logits=True)
+            if found.dim() == 3:
+                return _after_tokens(self.body, pool(_as_maps(self.body, found, pool.pooling)))
             last = getattr(self.body, "output_fmt", "NCHW") == "NHWC"
-            pooled = pool(seen.movedim(3, 1) if last else seen)[:, :, None, None]
-            # A map of one cell is pooled to itself, so only what comes after pooling is left.
+            pooled = pool(found.movedim(3, 1) if last else found)[:, :, None, None]
+            # Pooling does not change a map of one cell, so only the layers after it have an effect.
             return self.body.forward_head(pooled.movedim(1, 3) if last else pooled, pre_logits=True)
 
 
-def _in_float32(seen: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
-    if isinstance(seen, Tensor):
-        return seen.to(torch.promote_types(seen.dtype, torch.float32))
-    return [_in_float32(part) for part in seen]
+def _in_float32(found: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
+    if isinstance(found, Tensor):
+        return found.to(torch.promote_types(found.dtype, torch.float32))
+    return [_in_float32(part) for part in found]
 
 
-def _laid_out(body: nn.Module, tokens: Tensor, pooling: str) -> Tensor:
-    """Tokens (B, N, F) as maps: those of the patches in one row, or the class token alone."""
+def _as_maps(body: nn.Module, tokens: Tensor, pooling: str) -> Tensor:
+    """Tokens (B, N, F) as maps (B, F, n, 1): those of the patches, or only the class token."""
     start = body.num_prefix_tokens  # class token and registers
     chosen = tokens[:, :1] if pooling == "cls" else tokens[:, start:]
     return chosen.transpose(1, 2)[..., None]
@@ -90,37 +90,37 @@ OF_MAPS = ("avg", "max", "avg+max", "gem")
 
 
 def _poolings(name: str, body: nn.Module, size: int) -> tuple[str, ...]:
-    """Those that a model can have, the one that its family uses first.
+    """The poolings that a model can have, that of its family first.
 
-    `body` is on the meta device, where looking at an image computes nothing.
+    `body` is on the meta device, on which a forward pass computes only shapes.
     """
     own = _own_pooling(body)
     with torch.no_grad():
-        seen = body.forward_features(torch.empty(1, 3, size, size, device="meta"))
-    if not isinstance(seen, Tensor):
+        found = body.forward_features(torch.empty(1, 3, size, size, device="meta"))
+    if not isinstance(found, Tensor):
         return (own,)
-    if seen.dim() == 4:
+    if found.dim() == 4:
         return tuple(dict.fromkeys((own, *OF_MAPS)))
     if getattr(body, "num_prefix_tokens", None) is None:
         return (own,)
     has_class = getattr(body, "cls_token", None) is not None
-    # timm averages DINOv3's patches; its authors take the class token, as for DINO and DINOv2.
+    # timm averages DINOv3's patches; its authors use the class token, as for DINO and DINOv2.
     first = "cls" if has_class and "dinov3" in name else own
     class_token = ("cls",) if has_class else ()
     return tuple(dict.fromkeys((first, own, *class_token, *OF_MAPS)))
 
 
 def _own_pooling(body: nn.Module) -> str:
-    """The one of our poolings that timm's own code of this model carries out."""
+    """Our name for the pooling that timm's code of this model does."""
     own = getattr(body, "global_pool", None)
     return {"token": "cls", "map": "attention"}.get(own if isinstance(own, str) else "", "avg")
 
 
 def _blocks(module: Body) -> list[Block]:
-    """timm's own grouping of the layers; what it has after the last block belongs to that one.
+    """timm's own grouping of the layers; layers after the last block belong to that block.
 
-    Where blocks have no numbers of their own (RegNet's `s1.b2`, DenseNet's `denselayer3`) nothing
-    tells the last one, and each group with a matrix in it is a block.
+    If blocks are not numbered (RegNet's `s1.b2`, DenseNet's `denselayer3`), the last one cannot be
+    told, and every group with a matrix is a block.
     """
     body = module.body
     if not hasattr(body, "group_matcher"):
@@ -147,7 +147,7 @@ def _has_number(group: Collection[str]) -> bool:
 
 
 def _shared_name(group: Collection[str]) -> str:
-    """The module that all parameters of a group are in; empty where that is the whole model."""
+    """The module that contains all parameters of a group; "" if that is the whole model."""
     columns = zip(*(name.split(".") for name in group), strict=False)
     return ".".join(parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, columns))
 
@@ -156,7 +156,7 @@ def _shared_name(group: Collection[str]) -> str:
 
 
 def find(name: str) -> Backbone:
-    """The record of `timm:NAME` or `timm:NAME.TAG`; without a tag it has timm's default one.
+    """The record of `timm:NAME` or `timm:NAME.TAG`; without a tag, it has timm's default tag.
 
     Raises:
         InputError: timm is not installed, or has no such model or weights.
@@ -177,7 +177,7 @@ def _timm() -> ModuleType:
 def _full_name(name: str) -> str:
     timm = _timm()
     model, _, tag = name.partition(".")
-    known = timm.list_models()  # without names that timm has given up, which have no weights
+    known = timm.list_models()  # without deprecated names, which have no weights
     if model not in known:
         near = nearest_names(model, known)
         if not close_names(model, known):
@@ -214,8 +214,8 @@ def _record(name: str) -> Backbone:
 
 
 def _input_of(config: Mapping[str, Any]) -> InputSpec:
-    """What the weights were trained with. (Deviation: of a picture that timm would squash to a
-    square, the centre is taken, as of all others.)
+    """The input that the weights were trained with. (Deviation: for models whose pictures timm
+    squashes to a square, we take the central square, as for all others.)
     """
     size = config["input_size"][-1]
     return InputSpec(
@@ -230,15 +230,15 @@ def _input_of(config: Mapping[str, Any]) -> InputSpec:
 # --- weights --------------------------------------------------------------------------------------
 
 _OUTER = ("model", "backbone", "body")
-"""What training codes put in front of the names of weights."""
+"""Prefixes of the names of weights in training codes."""
 
 
 def _adapt(name: str, module: Body, content: dict[str, Any]) -> dict[str, Tensor]:
-    """The weights of a file, for a model; position embeddings are resized to its images.
+    """The weights of a file for a model; position embeddings are resized for its images.
 
-    The translation is timm's own of that model's family, so it takes what timm takes: timm's files,
-    and those of most families' authors. All that the model has must be in the file; what else is
-    there (classifiers, projections, mask tokens) is left aside.
+    They are converted by timm's own function for the model's family, which takes timm's files and
+    those of most authors. The file must have all weights of the model; its other entries
+    (classifiers, projections, mask tokens) are left out.
     """
     body = module.body
     weights = _bare(_unwrapped(content), {child for child, _ in body.named_children()})
@@ -268,7 +268,7 @@ def _bare(weights: dict[str, Any], children: Collection[str]) -> dict[str, Any]:
 
 @cache
 def _share_norms() -> None:
-    """Says how timm's BatchNorm with an activation looks at the batch of several processes."""
+    """Add timm's BatchNorm with an activation to the layers that several processes share."""
     from timm.layers import BatchNormAct2d
 
     class SharedNormAct(BatchNormAct2d, SharedBatchNorm2d):
@@ -323,7 +323,7 @@ def _build(
     _share_norms()
     try:
         body = timm.create_model(name, num_classes=0, **chosen)
-    except Exception as error:  # timm meets a bad argument wherever it first uses it
+    except Exception as error:  # a bad argument raises anything, wherever timm first uses it
         raise InputError(
             f"{TIMM}{name} cannot be built for images of {image_size} pixels with "
             f"{dict(model_args) or 'its own arguments'}: {first_line(error)}"
@@ -335,7 +335,7 @@ def _build(
 
 
 def _check_patches(name: str, body: nn.Module, image_size: int | None) -> None:
-    """Raises InputError where patches would leave a margin of the image unseen."""
+    """Raise InputError if the image is not a whole number of patches."""
     patch = getattr(getattr(body, "patch_embed", None), "patch_size", None)
     side = patch[0] if isinstance(patch, tuple) else patch
     if image_size is not None and isinstance(side, int) and image_size % side:

@@ -1,4 +1,4 @@
-"""Starting weights of a backbone: its ImageNet weights, or those of a file."""
+"""Initial weights of a backbone: its ImageNet weights, or those of a file."""
 
 from __future__ import annotations
 
@@ -32,10 +32,11 @@ from utils import InputError, first_line
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
 WEIGHTS_FOLDER = _REPOSITORY / "data" / "weights"
-"""Searched before torch's own cache."""
+"""This folder is searched first."""
 
 OTHER_FOLDERS = (Path("pretrained_models"), _REPOSITORY / "pretrained_models")
-"""Searched next: where the spherical-embedding code has its weights."""
+"""These are searched next, and then torch's cache; the spherical-embedding code has its weights
+here."""
 
 SECONDS_WITHOUT_ANSWER = 20
 
@@ -43,17 +44,17 @@ SECONDS_WITHOUT_ANSWER = 20
 def load_pretrained(
     module: nn.Module, backbone: Backbone, checkpoint: Checkpoint, file: Path
 ) -> None:
-    """Loads the starting weights of a backbone; heads in the file are ignored.
+    """Load the initial weights of a backbone; heads in the file are ignored.
 
     Args:
-        module: what `backbone.build` made, without heads or PEFT.
-        backbone: which it is.
-        checkpoint: the content of the file: a checkpoint of ours, with the base that it may leave
-            out, or in any of the layouts of checkpoints.py, or one that the backbone itself adapts.
-        file: what to call it in errors.
+        module: made by `backbone.build`, without heads or PEFT.
+        backbone: its record.
+        checkpoint: the content of the file: a checkpoint of ours including its base, a file in one
+            of the layouts of checkpoints.py, or one that `backbone.adapt` can convert.
+        file: its path, for errors.
 
     Raises:
-        InputError: it cannot be matched with the backbone.
+        InputError: it does not fit the backbone.
     """
     source = f"weights file {file}"
     ours = is_ours(checkpoint)
@@ -61,7 +62,7 @@ def load_pretrained(
         load_weights(module, _adapted(module, backbone, checkpoint, source), source)
         return
     found = backbone_of(checkpoint, source)
-    # Where keys cannot tell, they decide when they are loaded.
+    # If keys cannot tell which backbone it is, loading shows whether they fit.
     if found != backbone.name and not (found is None and backbone.is_in is None):
         held = "no known network" if found is None else f"a {found}"
         raise InputError(
@@ -70,7 +71,7 @@ def load_pretrained(
     peft = Peft.of(architecture_of(checkpoint, source).peft) if ours else Peft()
     if peft.prompts:
         raise InputError(
-            f"{source} holds prompts, without which its network is another one; start from it by "
+            f"{source} holds prompts, without which its network is another one; start from it with "
             f"--checkpoint {file} --peft {peft}"
         )
     weights = {
@@ -95,7 +96,7 @@ def _adapted(
         return backbone.adapt(module, content)
     except InputError:
         raise
-    except Exception as error:  # what it meets in another family's file can be anything
+    except Exception as error:  # files of other families raise anything
         what = (str(error).strip().splitlines() or [""])[0][:160]
         raise InputError(
             f"{source} does not hold the weights of a {backbone.name} ({type(error).__name__}: "
@@ -104,11 +105,11 @@ def _adapted(
 
 
 def imagenet_file(backbone: Backbone) -> Path:
-    """The file of a backbone's ImageNet weights, which is downloaded if it is not here yet.
+    """The file of a backbone's ImageNet weights, downloaded if it is not here yet.
 
-    It is looked for in data/weights/, pretrained_models/ and torch's cache. A download is checked
-    against the hash in its name, and leaves nothing behind if it fails. Weights that a package
-    contains are never downloaded here.
+    It is searched in data/weights/, pretrained_models/ and torch's cache. A download is checked
+    against the hash in its name, and leaves nothing behind if it fails. Weights that come with a
+    package are never downloaded here.
 
     Raises:
         InputError: there are no such weights, they cannot be downloaded, or their package is not
@@ -145,7 +146,7 @@ def _places(name: str) -> list[Path]:
 
 
 def _packaged_file(model: str, package: Package) -> Path:
-    """The file in a package, found without importing the package, and checked."""
+    """The file of a package, found without importing it, and checked by its hash."""
     remedy = f"pip install {package.requirement}"
     found = importlib.util.find_spec(package.module)
     folders = (found and found.submodule_search_locations) or []
@@ -172,7 +173,7 @@ def _download(url: str, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     hash_prefix = file.stem.rsplit("-", 1)[1]
     patience = socket.getdefaulttimeout()
-    # A host that is away would otherwise keep the user waiting for minutes.
+    # Otherwise the user would wait for minutes for a host that is offline.
     socket.setdefaulttimeout(SECONDS_WITHOUT_ANSWER)
     try:
         torch.hub.download_url_to_file(url, str(file), hash_prefix, progress=sys.stderr.isatty())
@@ -183,7 +184,7 @@ def _download(url: str, file: Path) -> None:
 # --- the Hugging Face hub -------------------------------------------------------------------------
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
-"""What a repository of weights holds there; the first is preferred."""
+"""The possible files of weights in a repository there; the first is preferred."""
 
 
 def _file_of_hub(model: str, repository: str) -> Path:
@@ -196,14 +197,14 @@ def _file_of_hub(model: str, repository: str) -> Path:
 
     try:
         for file in HUB_FILES:
-            # Nothing but a path is text here; a file known to be missing is not.
+            # Only a path is a str; for a file known to be missing, another object is returned.
             if isinstance(cached := hub.try_to_load_from_cache(repository, file), str):
                 return Path(cached)
         _answers(hub.constants.ENDPOINT)
         if not hub.file_exists(repository, HUB_FILES[0]):
             return Path(hub.hf_hub_download(repository, HUB_FILES[1]))
         return Path(hub.hf_hub_download(repository, HUB_FILES[0]))
-    except Exception as error:  # the hub reports trouble through a dozen unrelated types
+    except Exception as error:  # the hub raises a dozen unrelated types
         raise InputError(
             f"the weights of {model} cannot be downloaded ({first_line(error)}): get "
             f"{HUB_FILES[0]} from {hub.constants.ENDPOINT}/{repository} elsewhere and give it as "
@@ -213,6 +214,6 @@ def _file_of_hub(model: str, repository: str) -> Path:
 
 
 def _answers(address: str) -> None:
-    """Raises OSError at once where a host is out of reach; the hub would try for half a minute."""
+    """Raise OSError soon if a host cannot be reached; the hub would try for half a minute."""
     with contextlib.suppress(urllib.error.HTTPError):  # an answer too
         urllib.request.urlopen(address, timeout=SECONDS_WITHOUT_ANSWER).close()

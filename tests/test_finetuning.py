@@ -332,7 +332,7 @@ def test_what_is_said_to_train_trains(images: Path, bn_freeze: str, warm: int) -
     [
         ("--peft bitfit --bn-freeze affine", "bitfit trains nothing.*affine .*--bn-freeze 1"),
         ("--peft lora:4", "--peft lora:4: .* no linear layers.*timm:NAME.*bitfit"),
-        ("--peft prompts:2", "--peft prompts: .* do not pass on tokens.*lora"),
+        ("--peft prompts:2", "--peft prompts needs blocks with attention.*lora"),
         ("--peft bitfit --freeze-blocks all", "--peft bitfit trains nothing, because all blocks"),
         ("--drop-path 0.1", "--drop-path 0.1: .*no residual branches.*timm:NAME"),
     ],
@@ -478,7 +478,7 @@ def test_prompts_need_tokens_that_see_each_other() -> None:
 
 @pytest.mark.parametrize("model", ["levit_128s", "xcit_nano_12_p16_224", "convit_tiny"])
 def test_prompts_are_refused_where_tokens_have_places(model: str) -> None:
-    with pytest.raises(InputError, match=r"--peft prompts: .* do not pass on tokens"):
+    with pytest.raises(InputError, match=r"--peft prompts needs blocks with attention"):
         net.build(Architecture(f"timm:{model}", 8, peft="prompts:2")).check_image_size(224)
 
 

@@ -16,7 +16,7 @@ import net
 import net.replay
 import training.setup
 import training.state
-from net.replay import CALLS_BEFORE, Replay, Tape, _Played, in_places_of_their_own
+from net.replay import CALLS_BEFORE, Replay, Tape, _Played, in_separate_memory
 
 
 class Machine:
@@ -135,7 +135,7 @@ def test_what_cannot_be_recorded_is_computed_and_said_once(words, said, machine,
         machine.step()
     assert machine.computed == CALLS_BEFORE + 3 and not machine.played
     assert [record.message for record in caplog.records] == [
-        f"the step is not recorded on the GPU, and slower for it: {said}"
+        f"the step cannot be recorded on the GPU, which makes it slower: {said}"
     ]
 
 
@@ -156,7 +156,7 @@ class Sum(Tape):
         self.trained = [first, second]
         self._features = ((first + second) * images).sum()
         found = torch.autograd.grad(self._features, self.trained)
-        self._gradients = in_places_of_their_own(found)
+        self._gradients = in_separate_memory(found)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self._features.detach()

@@ -345,7 +345,7 @@ def test_thresholds_go_along_with_the_network_that_they_were_measured_for(root, 
 
 
 def test_what_the_hub_refuses_is_one_sentence(run, hub, monkeypatch, capsys):
-    with pytest.raises(InputError, match=r"hf:me/none cannot be had from the Hub \(404"):
+    with pytest.raises(InputError, match=r"hf:me/none cannot be downloaded from the Hub \(404"):
         load_run("hf:me/none")
     hub.token = None
     assert "hf auth login" in refusal(capsys, export, run, "--push-to-hub", "me/x")
