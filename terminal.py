@@ -173,8 +173,13 @@ class Wait:
     def __init__(self, what: str) -> None:
         self._timer = None
         if _notices["shown"] and sys.stderr.isatty():
-            words = fitted(f"{what} ...", stream=sys.stderr)
-            self._timer = threading.Timer(PATIENCE, lambda: say(words, file=sys.stderr, flush=True))
+            # A bar may stand in the line: it is blotted out, and draws itself anew below.
+            blank = " " * ((width_of(sys.stderr) or WIDTH) - 1)
+            words = printable_lines(fitted(f"{what} ...", stream=sys.stderr))
+            line = f"\r{blank}\r{words}"
+            self._timer = threading.Timer(
+                PATIENCE, lambda: print(line, file=sys.stderr, flush=True)
+            )
             self._timer.daemon = True
             self._timer.start()
 

@@ -503,6 +503,12 @@ def test_a_wait_is_named_on_a_terminal_where_it_is_long(tmp_path: Path) -> None:
     assert (piped.stdout, piped.stderr) == ("done\n", "")
 
 
+def test_a_wait_that_is_named_takes_the_line_of_a_bar(tmp_path: Path) -> None:
+    beside = WAITING.replace("import sys", "import bars, sys")
+    beside = beside.replace("    time", "    bar = bars.Bar('images', 9)\n    time")
+    assert "counting ..." in on_a_terminal(80, "-c", beside, 1, cwd=tmp_path)
+
+
 # --- the disk -------------------------------------------------------------------------------------
 
 
