@@ -221,8 +221,9 @@ def print_results(
     say(tables.footnote(rows))
     for about in doubts(candidates):
         say(fitted(about, "  "))
-    for candidate in candidates:
-        print_thresholds(candidate.results, candidate.label)
+    if len(candidates) == 1 or "EER" in tables.columns(rows):  # of several, only where asked for
+        for candidate in candidates:
+            print_thresholds(candidate.results, candidate.label)
     if resamples:
         about = "95 % intervals over the classes, the network as it is"
         say(fitted(f"\n{about} ({resamples:,} bootstrap resamples):"))
@@ -272,7 +273,7 @@ def write_single_images(
     )
     for option, write in files.WRITERS.items():
         if asked := getattr(args, option):
-            with notice_if_slow(f"making what --{option.replace('_', '-')} asks for"):
+            with notice_if_slow(f"working on --{option.replace('_', '-')}"):
                 written = write(subject, asked)
             say(fitted(written, "  "))
 

@@ -68,8 +68,10 @@ MEANINGS = {
         "MRR: mean reciprocal rank of the nearest right image.",
     ),
     OTHER: Meaning(
-        "R@1 other …: R@1 where the query's own … is left out of the gallery.",
-        r"R@1 other \dots: R@1 where the query's own \dots{} is left out of the gallery.",
+        "R@1 other {group}s: R@1 where all images of the query's own {group} are left out of the "
+        "gallery.",
+        "R@1 other {group}s: R@1 where all images of the query's own {group} are left out of the "
+        "gallery.",
     ),
     BESIDE: Meaning(
         "raw …: of the weights themselves; the others are of their running mean, where a run kept "
@@ -77,7 +79,7 @@ MEANINGS = {
         r"raw \dots: of the weights themselves, the others of their running mean.",
     ),
     "NMI": Meaning(
-        "NMI: agreement of k-means, with one cluster per class, with the classes (arithmetic).",
+        "NMI: agreement between the classes and as many clusters of k-means (arithmetic).",
         "NMI: arithmetic normalisation; $k$-means with one cluster per class.",
     ),
     "F1": Meaning(
@@ -103,8 +105,16 @@ MEANINGS = {
 
 def _definitions(names: Iterable[str]) -> list[Meaning]:
     """The definitions of the metrics that have one."""
-    known = {_family(name) for name in names}
-    return [meaning for name, meaning in MEANINGS.items() if name in known]
+    known = {_family(name): name for name in names}
+    return [_of(known[name], meaning) for name, meaning in MEANINGS.items() if name in known]
+
+
+def _of(name: str, meaning: Meaning) -> Meaning:
+    """A definition, with the groups named that a metric's name ends in ("drawing sets")."""
+    if not name.startswith(OTHER):
+        return meaning
+    group = name.removeprefix(OTHER).strip().removesuffix("s")
+    return Meaning(*(words.format(group=group) for words in meaning))
 
 
 def in_words(names: Iterable[str]) -> str:

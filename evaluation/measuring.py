@@ -272,7 +272,7 @@ def print_thresholds(results: Sequence[Result], label: str = "") -> None:
     """Prints the thresholds that verification recommends, with their error rates."""
     for result in results:
         if "EER" in result.numbers:
-            title = f"{label}, {result.title}" if label else result.title
+            title = ", ".join(filter(None, (label, tables.brief(result.title))))
             words = in_words(title, result.numbers, result.thresholds)
             say(fitted(f"\n{words}", " " * 4))
 

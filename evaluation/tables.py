@@ -89,14 +89,14 @@ def titles(rows: Sequence[Row]) -> list[str]:
     labels, tasks = ({getattr(row, name) for row in rows} for name in ("label", "task"))
     if len(tasks) == 1 and len(labels) > 1:
         return [row.label for row in rows]
-    brief = {task: _brief(task) for task in tasks}
-    if len(set(brief.values())) < len(tasks):
-        brief = {task: task for task in tasks}
-    return [f"{row.label}, {brief[row.task]}" if row.label else brief[row.task] for row in rows]
+    named = {task: brief(task) for task in tasks}
+    if len(set(named.values())) < len(tasks):
+        named = {task: task for task in tasks}
+    return [f"{row.label}, {named[row.task]}" if row.label else named[row.task] for row in rows]
 
 
-def _brief(task: str) -> str:
-    """The user's own images without the folders above them: folder:/home/me/photos → photos."""
+def brief(task: str) -> str:
+    """A task's name, of the user's own images without the folders: folder:/me/photos → photos."""
     return Path(task).name if task.lower().startswith(("folder:", "csv:")) else task
 
 

@@ -121,19 +121,19 @@ def recommended(
 def in_words(title: str, numbers: Mapping[str, float], found: Thresholds | None) -> str:
     """The results of verification in a few lines."""
     if math.isnan(numbers["EER"]):
-        return f"{title}, pairs of images: all of one class, or all of two; nothing to tell apart"
+        return f"{title}, pairs of images: all the same, or all different; nothing to tell apart"
     curve = f"EER {numbers['EER']:.4f}, AUC {numbers['AUC']:.4f}"
     if found is None:
         return f"{title}, pairs of images: {curve}; too few to recommend a threshold"
     searching = found.in_index(0)
-    pairs = f"{found.same_pairs:,} of one class, {found.different_pairs:,} of two"
+    pairs = f"{found.same_pairs:,} same and {found.different_pairs:,} different pairs"
     return "\n".join(
         [
-            f"{title}, pairs of images ({pairs}): {curve}",
+            f"{title}, {pairs}: {curve}",
             "any two images, recommended thresholds [95 % over classes]:",
-            *_rule(found, "pairs of two classes", "pairs of one class"),
+            *_rule(found, "different pairs", "same pairs"),
             f"a query and what it finds among {searching.index_size:,} images:",
-            *_rule(searching, "queries whose class is not there", "queries whose class is there"),
+            *_rule(searching, "queries without a match", "queries with one"),
             *([found.doubt] if found.doubt else []),
         ]
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -459,6 +460,18 @@ def test_evaluate_says_and_writes_what_pairs_say(
     assert "EER" not in (tmp_path / "a.tex").read_text()
     named = said(capsys, "--resume", run, "--metrics", "verification")
     assert "TAR@1e-2" in named and "MAP@R" not in named and "EER:" in named
+
+
+def test_thresholds_are_printed_in_short_lines_and_of_several_networks_where_asked_for(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = said(capsys, "--resume", run)
+    shown = one[one.rindex("\n\ndata, ") :].strip().splitlines()
+    assert re.match(r"data, \d+ same and [\d,]+ different pairs: EER 0\.\d+, AUC", shown[0])
+    assert len(shown) >= 9 and all(len(line) <= 80 for line in shown[:9]), shown
+    both = ["--resume", run, run / "last.pth", "--metrics"]
+    assert "recommended" not in said(capsys, *both, "retrieval")
+    assert said(capsys, *both, "retrieval", "verification").count("recommended") == 2
 
 
 def test_the_edge_of_a_place_is_its_least_cosine() -> None:
