@@ -88,7 +88,8 @@ def print_removed(entries: Sequence[Entry], path: Path) -> None:
         say(f"  and {len(entries) - NAMED:,} more")
     say(f"{counted(len(entries))} removed; {path} holds {counted(len(Index.open(path)))}")
     if entries:
-        say("their embeddings stay in the file, unused, until it is rewritten:")
+        whose = "its embedding stays" if len(entries) == 1 else "their embeddings stay"
+        say(f"{whose} in the file, unused, until it is rewritten:")
         say(f"  {program('search')} compact {as_shell(path)}")
 
 

@@ -126,8 +126,8 @@ class Card:
         network, size = self.model.network, self.model.viewing.image_size
         return (
             f"{network.architecture.model}, a network that maps a picture of {size} × {size} "
-            f"pixels to {network.test_size} numbers of unit length. Pictures of one class come out "
-            "close together: their cosine is near 1. It was trained with "
+            f"pixels to {network.test_size} numbers of unit length. It was trained to put "
+            "pictures of one class close together, so that their cosine is high, with "
             f"{methods.title(self.record.options)}, by Anchorage."
         )
 

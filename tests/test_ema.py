@@ -14,7 +14,7 @@ import pytest
 import tiny
 import together
 import torch
-from conftest import SMALL, refusal, run_cli
+from conftest import ROOT, SMALL, on_a_terminal, refusal, run_cli
 
 import evaluate
 import net
@@ -141,6 +141,13 @@ def test_the_line_of_an_epoch_has_both(images, tmp_path, capsys):
     assert f"R@1 {float(row['R@1']):.4f}" in line
     assert f"raw R@1 {float(row['raw R@1']):.4f}" in line
     assert "ema         0.9: a mean of the weights" in said and "raw weights" in said
+
+
+def test_the_line_of_an_epoch_fits_the_terminal(images, tmp_path):
+    words = [*tiny.NETWORK, "--dataset", f"folder:{images}", "--LOG_DIR", tmp_path, "--ema", 0.9]
+    said = on_a_terminal(80, ROOT / "train.py", *words, "--epochs", 1, cwd=tmp_path)
+    (line,) = [line for line in said if line.startswith("epoch ")]
+    assert "MAP@R" in line and "best 0." in line and line.endswith(" s") and len(line) <= 80
 
 
 def test_the_mean_is_what_whoever_reads_a_run_gets(run, tmp_path, capsys):

@@ -1201,6 +1201,9 @@ def test_a_run_that_was_made_longer_and_stopped_goes_on_to_its_new_length(
     train.main(options.parse_train([*command, *longer, "--dry-run"]))
     tiny.resume(folder, "")
     assert "continuing after epoch 2, step 18" in capsys.readouterr().out
+    tiny.resume(folder, "")
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if "after epoch 3" in line]
+    assert said.startswith("finished after epoch 3, step ") and "larger --epochs" in said
     rows = tiny.metrics_rows(folder)
     assert [bool(row["R@1"]) for row in rows] == [True, True, True] and len(rows) == 3
     kept = json.loads((folder / "args.json").read_text())

@@ -271,6 +271,7 @@ def test_what_can_hardly_work_is_said(images: Path) -> None:
     assert said("--lr 1e-3 --warm 0") == ""
     few = said("--epochs 3")
     assert "4 steps per epoch, 12 in all" in few and "starts from scratch" in few
+    assert "1 step per epoch, 1 in all" in said("--epochs 1 --batch-size 30")
     assert "--warm 3 of 3 epochs" in said("--epochs 3 --warm 3 --lr 1e-3")
     assert "--warm 3 of 1 epoch:" in said("--steps 2 --warm 3 --lr 1e-3")
     assert said("--freeze-blocks all --epochs 1 --lr 1e-3") == ""

@@ -40,8 +40,8 @@ def _too_few_steps(training: Training, args: Options) -> Iterator[str]:
     if from_nothing and short and steps < LEAST_STEPS:
         total = training.length.total_steps(steps)
         yield (
-            f"{steps} steps per epoch, {total:,} in all, at a rate of {rate:g} hardly move a "
-            "network that starts from scratch; use --pretrained imagenet, or a smaller "
+            f"{counted(steps, 'step')} per epoch, {total:,} in all, at a rate of {rate:g} hardly "
+            "move a network that starts from scratch; use --pretrained imagenet, or a smaller "
             "--batch-size, more --epochs and a higher --lr (your own images: --defaults suited)"
         )
 

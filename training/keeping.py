@@ -163,23 +163,23 @@ class Keeper:
     def progress_line(self, row: MetricsRow) -> str:
         """A row as one line; on a narrow terminal the least important parts are left out."""
         clock = self.training.clock
-        found = best = ""
+        found = raw = best = epoch = ""
         if "R@1" in row:
             found = f"  R@1 {row['R@1']:.4f}"
             found += f"  MAP@R {row['MAP@R']:.4f}" if math.isfinite(row["MAP@R"]) else ""
-            found += f"  raw R@1 {row['raw R@1']:.4f}" if "raw R@1" in row else ""
+            raw = f"  raw R@1 {row['raw R@1']:.4f}" if "raw R@1" in row else ""
             if clock.best >= 0:  # a best checkpoint could be written
-                found += f"  best {clock.best:.4f}"
-                best = f" (epoch {clock.best_epoch})"
+                best, epoch = f"  best {clock.best:.4f}", f" (epoch {clock.best_epoch})"
         loss = row.get("loss", math.nan)  # nan if every step was skipped
         begin = f"{self.training.length.place(row['epoch'], row['step'])}  loss {loss:<7.4g}"
         speed = f"  {row['images_per_second']:.0f} img/s"
         waiting, end = f"  waiting {row['data_wait']:.0%}", f"  {human_seconds(clock.seconds)}"
         lines = [
-            begin + found + best + speed + waiting + end,
-            begin + found + best + speed + end,
+            begin + found + raw + best + epoch + speed + waiting + end,
+            begin + found + raw + best + epoch + speed + end,
+            begin + found + raw + best + epoch + end,
+            begin + found + raw + best + end,
             begin + found + best + end,
-            begin + found + end,
         ]
         room = terminal_width() or math.inf
         return next((line for line in lines if len(line) <= room), fitted(lines[-1], "  "))
@@ -264,7 +264,7 @@ class Keeper:
         print_doubts(results)
         print_thresholds(verified[:1])
         say(f"run folder: {run.path}")
-        say(f"evaluate:   {program('evaluate')} --resume {as_shell(run.best_checkpoint())}")
+        say(f"evaluate:   {program('evaluate')} --resume {as_shell(run.path)}")
         for line in self._about_search():
             say(line)
 

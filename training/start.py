@@ -183,7 +183,13 @@ def go_back(run: RunFolder, training: Training, state: Checkpoint) -> None:
     first_to_go = clock.step + (state["row"] is None)
     run.metrics.keep_before(first_to_go)
     run.classes.keep_before(first_to_go)
-    _print(f"continuing after epoch {clock.epoch}, step {clock.step}")
+    place = f"after epoch {clock.epoch}, step {clock.step}"
+    if training.finished:
+        length = training.length
+        longer = "--max-steps" if length.max_steps else "--steps" if length.steps else "--epochs"
+        _print(f"finished {place}; it is evaluated again (a larger {longer} trains it further)")
+    else:
+        _print(f"continuing {place}")
 
 
 def _check_length(training: Training) -> None:
