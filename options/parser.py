@@ -54,9 +54,12 @@ class Formatter(argparse.HelpFormatter):
         return textwrap.wrap(" ".join(words), width, break_on_hyphens=too_long)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        """Breaks a description, but keeps its own line ends."""
-        lines = (self._split_lines(line, width - len(indent)) for line in text.split("\n"))
-        return "\n".join(indent + part for parts in lines for part in parts or [""])
+        """Breaks a description, but keeps its own line ends and what its lines begin with."""
+        filled = []
+        for line in text.split("\n"):
+            own = indent + line[: len(line) - len(line.lstrip())]
+            filled += [own + part for part in self._split_lines(line, width - len(own)) or [""]]
+        return "\n".join(filled)
 
 
 class Parser(argparse.ArgumentParser):

@@ -47,6 +47,20 @@ from options.training import DATA
 from terminal import as_shell, fitted, say
 from utils import InputError, program
 
+EXAMPLES = {
+    "train": (
+        "@recipes/emoji_imagenet.txt",
+        "--dataset folder:photos --name shop",
+        "--resume-run logs/shop",
+    ),
+    "evaluate": (
+        "--resume logs/shop",
+        "--resume logs/seed1 logs/seed2 --bootstrap 1000",
+    ),
+    "report": ("logs/shop", "logs/seed1 logs/seed2", "--compare logs --grep seed"),
+}
+"""Words after each command that stand at the end of its help, where a terminal comes to rest."""
+
 # --- from flags to a parser -----------------------------------------------------------------------
 
 
@@ -66,6 +80,7 @@ def _make_parser(
         prog=name,
         usage=fitted(f"{name}{runs} [@FILE] [--flag VALUE] ...", "  ").replace("%", "%%"),
         description=description,
+        epilog="\n".join(["examples:", *(f"  {name} {words}" for words in EXAMPLES[command])]),
         argument_default=argparse.SUPPRESS,  # so that only given flags appear in the result
         allow_abbrev=False,
     )

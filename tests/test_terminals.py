@@ -9,6 +9,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import shutil
 import struct
 import subprocess
@@ -409,6 +410,18 @@ def test_help_fits_the_terminal(door: str, columns: int, monkeypatch, capsys) ->
     assert len(shown) > (200 if door == "train" else 10)
     if columns == 80:  # no flag is broken in two
         assert not [line for line in shown if re.search(r"--[a-z-]+-$", line)]
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "report"])
+def test_help_ends_with_commands_that_can_be_pasted(command, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(ROOT)
+    parse = getattr(options, f"parse_{command}")
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    last = capsys.readouterr().out.rpartition("\nexamples:\n")[2].splitlines()
+    assert len(last) >= 2
+    for line in last:
+        parse(shlex.split(line.removeprefix(f"  python {command}.py ")))
 
 
 def test_help_fits_the_terminal_behind_a_pager() -> None:
