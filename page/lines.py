@@ -82,7 +82,8 @@ def collect(folder: Path) -> list[Line]:
             logger.warning("%s is left out: %s", path, error)
     if not found:
         raise InputError(
-            f"{folder} holds no run that can be read (args.json in it or below); give logs"
+            f"{folder} holds no run that can be read: no args.json in it or below; give the folder "
+            "that the runs are in, such as logs"
         )
     differ = _told_apart(found)
     lines = [_line(r, folder, words) for r, words in zip(found, differ, strict=True)]

@@ -139,6 +139,8 @@ def read(path: str | Path) -> Record:
         InputError: the folder is not a run's, or one of its files is damaged.
     """
     path = Path(path)
+    if not path.exists():
+        raise InputError(f"run folder {path} does not exist; check the path")
     if not (path / "args.json").is_file():
         raise InputError(f"{path} is not a run folder: there is no args.json; give logs/NAME")
     folder = RunFolder(path)

@@ -1268,6 +1268,8 @@ def test_compare_filters_and_says_what_is_wrong(logs, capsys, tmp_path):
             compare(logs, more)
     with pytest.raises(InputError, match="holds no run"):
         collect(tmp_path)
+    with pytest.raises(InputError, match=r"run folder .*gone does not exist"):
+        report.main(options.parse_report([str(tmp_path / "gone")]))
 
 
 @pytest.mark.parametrize(
