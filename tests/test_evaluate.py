@@ -1080,7 +1080,7 @@ def test_a_network_that_tells_nothing_apart_is_no_better_than_chance_and_says_so
     (said,) = (line for line in done.out.splitlines() if "exactly as close" in line)
     assert said.startswith(f"flat, folder:{runs.images}: {images} of {images} queries")
     for name in ("seed1", "flat"):
-        assert f"{name}, folder:{runs.images}, pairs of images" in done.out
+        assert f"{name}, {runs.images.name}, pairs of images" in done.out
 
 
 def test_a_paper_is_not_told_that_classes_are_unseen_which_were_trained_on(
