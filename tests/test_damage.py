@@ -337,13 +337,17 @@ def test_classes_that_do_not_go_together_are_refused(run: Path) -> None:
         runs.ClassHistory(run / "classes.npz").load()
 
 
-@pytest.mark.parametrize("spoil", ["clock", "lap", "optimiser", "group", "random"])
+@pytest.mark.parametrize("spoil", ["clock", "past", "flag", "lap", "optimiser", "group", "random"])
 def test_a_state_that_no_training_can_have_is_refused(spoil: str, run: Path) -> None:
     state = tiny.saved(run)
     first = state["optimisers"]["optimisers"][0]
     match spoil:
         case "clock":
             state["clock"]["step"] = "many"
+        case "past":
+            state["clock"]["step"] = -5
+        case "flag":
+            state["clock"]["step"] = True
         case "lap":
             state["lap"]["counts"] = None
         case "optimiser":

@@ -66,6 +66,14 @@ def test_gradients_are_those_of_the_whole_batch(method, images, double):
         assert (pieces[name] - value).abs().max() <= 1e-6 * scale, name
 
 
+def test_no_piece_is_larger_than_was_asked(images):
+    training = tiny.prepare(images, f"{FROZEN} --micro-batch 5")
+    sizes = []
+    training.network.model.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    train.loss_of(training, next(train.rest_of_epoch(training)))
+    assert sum(sizes) == 12 and max(sizes) <= 5
+
+
 def test_processes_share_the_pieces(images, double, tmp_path):
     flags = "--loss Proxy_Anchor --micro-batch 2"
     whole = gradients(images, "--loss Proxy_Anchor")

@@ -263,7 +263,13 @@ def test_few_pairs_carry_a_higher_rate_or_none() -> None:
     assert "nan" not in in_words("x", alone, None)
 
 
-@pytest.mark.parametrize("classes, rough", [(12, True), (24, False)])
+def test_thresholds_know_how_many_images_they_are_of() -> None:
+    x, labels = clusters(60, 6, 16)
+    assert recommended(count_pairs(x, labels)).images == 360
+    assert recommended(count_pairs(x[:100], labels[:100], x, labels)).images == 100 + 360
+
+
+@pytest.mark.parametrize("classes, rough", [(12, True), (20, False)])
 def test_thresholds_of_few_classes_are_called_a_rough_guess(classes: int, rough: bool) -> None:
     pairs = count_pairs(*clusters(classes, 10, 16))
     words = in_words("x", pairs.curve().numbers(), recommended(pairs))
