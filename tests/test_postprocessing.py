@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -313,6 +314,26 @@ def test_a_whitening_is_kept_and_used_without_the_training_images(
         (run.parent / "gone").rename(run.parent / "data" / "train")
     with pytest.raises(InputError, match=r"--whiten 99: .* choose at most that"):
         evaluated(run, tmp_path, "--whiten", 99)
+
+
+def test_whitened_embeddings_are_centred_and_scaled_as_the_training_images_say(run: Path) -> None:
+    plain, white = load_run(run, amp="off"), load_run(run, amp="off", whiten=4)
+    train, held_out = (
+        sorted((run.parent / "data" / split).rglob("*.png")) for split in ("train", "eval")
+    )
+    fitted = whitening.fit(plain(train))
+    expected = (plain(held_out) - fitted.mean.numpy()) @ fitted.projection(4).numpy().T
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(white(held_out), expected, atol=1e-3)
+
+
+def test_a_whitening_of_other_weights_is_not_used(run: Path, tmp_path: Path) -> None:
+    """Such as that of a run before it went on."""
+    expected = evaluated(run, tmp_path, "--whiten", 4)["MAP@R"]
+    other = tiny.run(run.parent / "data", tmp_path, "other", "--max-steps 3 --seed 2 --amp off")
+    evaluated(other, tmp_path, "--whiten", 4)
+    shutil.copy(other / "whitening.npz", run)
+    assert evaluated(run, tmp_path, "--whiten", 4)["MAP@R"] == expected
 
 
 def test_a_whitening_is_of_the_embeddings_that_are_compared(run: Path, tmp_path: Path) -> None:
