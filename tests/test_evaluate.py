@@ -30,7 +30,7 @@ import metrics
 import net
 import options
 import processes
-from evaluation import files, tables
+from evaluation import files, meanings, tables
 from evaluation.tables import Row
 from metrics import comparison, retrieval_per_query, summarise
 from metrics.comparison import Scores, query_scores, replicates
@@ -368,6 +368,21 @@ def test_screen_table():
     for word in ("R@K", "mARP", "instead of R"):
         assert word in tables.footnote(ROWS)
     assert "NMI" not in tables.footnote(ROWS)
+
+
+@pytest.mark.parametrize(
+    ("queries", "alone", "words"),
+    [
+        (1, 1, "The only query has no other image of its class to find"),
+        (9, 9, "None of the 9 queries has another image of its class to find"),
+        (9, 1, "1 of the 9 queries has no other image"),
+        (9, 2, "2 of the 9 queries have no other image"),
+    ],
+)
+def test_queries_without_anything_to_find_are_counted(queries, alone, words):
+    numbers = {"queries": queries, "queries_without_match": alone}
+    assert meanings.about_matches(numbers).startswith(words)
+    assert meanings.nothing_to_find(numbers) == (queries == alone)
 
 
 def test_a_line_alone_is_called_by_what_was_evaluated():
