@@ -13,8 +13,6 @@ import numpy as np
 from dataset.files import composed
 from index.journal import Record
 
-CONTENT_SIZE = 16  # bytes of the checksum of an image's file
-
 
 class Entry(NamedTuple):
     """An image of an index.
@@ -89,8 +87,6 @@ class Segment:
     @classmethod
     def of(cls, first: int, record: Record) -> Segment:
         """The images that a record adds."""
-        record.check("ids", "ids_ends", "paths", "paths_ends", "labels", "labels_ends", "label_of")
-        record.check("contents", "stamps")
         return cls(first, record, *(Texts(record, name) for name in ("ids", "paths", "labels")))
 
     def __len__(self) -> int:

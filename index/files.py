@@ -15,7 +15,7 @@ from dataset.base import ImageSet, PathTable
 from evaluation.embedding import embed, unit_length
 from evaluation.files import on_white
 from evaluation.inference import Embedder
-from index.entries import CONTENT_SIZE
+from index.form import CONTENT_SIZE
 from machine import cores
 
 

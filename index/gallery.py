@@ -15,8 +15,9 @@ import torch
 
 from dataset.files import composed
 from evaluation.thresholds import Thresholds
-from index import codes, journal, network, scanning
-from index.entries import CONTENT_SIZE, Entry, Segment
+from index import codes, form, journal, network, scanning
+from index.entries import Entry, Segment
+from index.form import CONTENT_SIZE
 from index.graph import Graph, graph_stamp
 from index.graph import search as search_graph
 from index.journal import Reading, Record
@@ -87,6 +88,7 @@ class Index:
             )
         if first.get("kind") != "network":
             raise DamagedError(f"index {self.path} does not name its network; {journal.ADVICE}")
+        form.check_values(first, form.NETWORK)
         self.about: dict[str, Any] = dict(first)
         self.segments: list[Segment] = []
         self.added = 0  # number of images ever added, with the removed ones
@@ -97,7 +99,9 @@ class Index:
     def _take(self, record: Record) -> None:
         self.about |= {k: v for k, v in record.content.items() if k == "thresholds"}
         self.about |= record.content.get("place", {})  # the run's, see `network.place_of`
-        record.check("centre", "removed", "touched", "touched_stamps")
+        form.check_values(self.about, form.NETWORK)
+        record.check(*(name for name in record.arrays if name not in form.SEARCHED))
+        form.check_arrays(record, self.about, self.added)
         if "centre" in record.arrays:
             self.centre = np.array(record.arrays["centre"])
         if "removed" in record.arrays:

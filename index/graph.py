@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 
 from evaluation.embedding import progress_bar
-from index import journal, scanning
+from index import form, journal, scanning
 from index.journal import Record
 from index.scanning import Block, Hits
 from machine import cores
 from options.searching import graph_of
 from terminal import as_shell
-from utils import DamagedError, InputError, installing, program
+from utils import DamagedError, InputError, damage_in_words, installing, program
 
 PATIENCE = 0.1  # seconds for one query: if an exact search takes longer, a graph is worth it
 SAMPLE = 1 << 16  # images for the timing of an exact search
@@ -63,6 +63,8 @@ class Graph:
         try:
             record = _kept(index)
             record.check("graph")
+            with damage_in_words(f"graph {path}", "make it again"):
+                form.check_graph(record)
         except DamagedError as error:
             raise InputError(f"{path} is damaged; {anew}") from error
         if record.content["made"] != made:
@@ -131,12 +133,14 @@ def _kept(index: Path) -> Record:
     """
     path = graph_of(index)
     try:
-        record = journal.read(path).records[0]
+        with damage_in_words(f"graph {path}", "make it again"):
+            records = journal.read(path).records
     except DamagedError:
         raise
-    except (InputError, IndexError):
-        record = None
-    if record is None or record.content["kind"] != "graph":
+    except InputError:
+        records = []
+    record = records[0] if records else None
+    if record is None or record.content.get("kind") != "graph":
         raise InputError(
             f"{path} is not a graph that can be read here, and that of {index} would take its "
             "place; move it away, or give the index another name"

@@ -643,6 +643,82 @@ def test_what_makes_no_sense_is_refused_though_its_checksums_agree(
     assert str(path) in said and "build it again" in " ".join(said.split())
 
 
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("vectors", lambda x: x.astype(np.float64)),
+        ("vectors", lambda x: x[:, :3]),
+        ("ids_ends", lambda x: x + 1),
+        ("ids_ends", lambda x: x[::-1]),
+        ("paths_ends", lambda x: x[1:]),
+        ("paths", lambda x: x.view(np.int8)),
+        ("label_of", lambda x: x + 3),
+        ("label_of", lambda x: x.astype(np.float64)),
+        ("contents", lambda x: x[:, :8]),
+        ("stamps", lambda x: x.astype(np.float64)),
+        ("codes", lambda x: x.astype(np.float32)),
+        ("codes", lambda x: x[:, :4]),
+        ("step", lambda x: np.array([1.0, 2.0], np.float32)),
+        ("centre", lambda x: x[:2]),
+        ("removed", lambda x: np.array([6])),
+        ("removed", lambda x: np.array([1.0])),
+        ("touched", lambda x: np.array([-1])),
+        ("touched", lambda x: np.array([0])),  # without their stamps
+        *((name, None) for name in ("codes", "contents", "label_of", "labels", "stamps")),
+    ],
+)
+@pytest.mark.parametrize("kind", ["int8", "binary"])
+def test_arrays_of_another_form_are_refused_though_their_checksums_agree(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    kind: str,
+    name: str,
+    changed: Callable[[np.ndarray], np.ndarray] | None,
+) -> None:
+    """As another tool, or a newer version, may write them."""
+    path, add = begin(tmp_path / "i", kind=kind), journal.Writer.add
+
+    def other(writer: journal.Writer, content: dict, arrays: dict[str, np.ndarray]) -> None:
+        values = {**arrays, name: changed(arrays.get(name))} if changed else arrays
+        add(writer, content, {n: v for n, v in values.items() if changed or n != name})
+
+    with monkeypatch.context() as patch, journal.writing(path) as writer:
+        patch.setattr(journal.Writer, "add", other)
+        put(writer, unit(6))
+    said = " ".join(refusal_of(f"info {path}", capsys).split())
+    assert str(path) in said and name.removesuffix("_ends") in said and "build it again" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("size", "16"),
+        ("size", None),
+        ("size", True),
+        ("codes", "pq"),
+        ("codes", ["int8"]),
+        ("made", 3),
+        ("folder", None),
+        ("run", {}),
+        ("model", ["m"]),
+        ("fingerprint", 1.5),
+        ("weights", 1),
+        ("whiten", "4"),
+        ("thresholds", [0.5]),
+    ],
+)
+def test_values_of_another_type_are_refused_though_their_checksums_agree(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, value: object
+) -> None:
+    about = Index.open(begin(tmp_path / "right")).about
+    journal.create(path := tmp_path / "i")
+    with journal.writing(path) as writer:
+        writer.add({**about, name: value}, {})
+    said = " ".join(refusal_of(f"info {path}", capsys).split())
+    assert f"its {name} " in said.replace("are", "is") and "build it again" in said
+
+
 def test_a_pipe_is_no_index_and_is_not_waited_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -1293,6 +1369,7 @@ def test_what_an_unreadable_image_was_to_replace_stays(folder: Path) -> None:
 
 
 ABOUT = {"kind": "network", "made": "1", "size": 16, "codes": "none", "folder": "/", "run": "r"}
+ABOUT |= {"model": "m", "fingerprint": "f"}
 
 
 def made(path: Path, *given: Path) -> adding.Outcome:
