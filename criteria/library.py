@@ -46,6 +46,12 @@ PARTS = {
 SIZE_NAMES = {"descriptors_dim": "embedding_size"}
 """Other names of the library for our sizes → our names."""
 
+WORDS = {
+    "type_of_triplets": ("all", "easy", "hard", "semihard"),
+    "triplets_per_anchor": ("all",),
+}
+"""Words of which the library takes any other for "all", or fails over it at the first step."""
+
 OUT_OF_REACH = {
     "CrossBatchMemory": "it remembers images of earlier steps, which a continued run would not",
     "DynamicSoftMarginLoss": "it keeps the graph of a step for the next one",
@@ -248,9 +254,22 @@ def _library_part(
     name, arguments = part
     make = _library(PARTS[argument], name)
     known = arguments_of(make)
-    check_arguments(name, arguments, {key: known[key] for key in known if key not in SIZES})
+    _check(name, arguments, {key: known[key] for key in known if key not in SIZES})
     filled = {key: size for key, size in sizes.items() if key in known}
     return _built(name, make, {**filled, **arguments})
+
+
+def _check(owner: str, given: Mapping[str, Any], known: Parameters) -> None:
+    """`check_arguments`, and ValueError for a word that the library would not know."""
+    check_arguments(owner, given, known)
+    for name, words in WORDS.items():
+        value = given.get(name)
+        if isinstance(value, str) and value not in words:
+            number = ", or a number" if name == "triplets_per_anchor" else ""
+            raise ValueError(
+                f"The option {name} of {owner} cannot be {value!r}: "
+                f"choose one of {', '.join(words)}{number}."
+            )
 
 
 def _built(name: str, make: Callable[..., nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
@@ -281,7 +300,7 @@ def library_loss(
     """
     loss = _library("losses", name)
     options = arguments_of(loss)
-    check_arguments(f"{LIBRARY}{name}", arguments, options)
+    _check(f"{LIBRARY}{name}", arguments, options)
     sizes = {"num_classes": num_classes, "embedding_size": embedding_size}
     named = inspect.signature(loss).parameters
     check_complete(f"{LIBRARY}{name}", {*arguments, *SIZE_NAMES, *sizes}, named)

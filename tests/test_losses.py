@@ -1285,9 +1285,21 @@ def test_triplets_are_counted_where_no_miner_chooses_them():
 
 
 def test_what_the_library_makes_of_a_wrong_argument_is_short():
-    criterion = build("Margin", CLASSES, SIZE, triplets_per_anchor="some")
+    criterion = build("Margin", CLASSES, SIZE, triplets_per_anchor=[2])
     with pytest.raises(InputError, match=r"randint\(\) .* arguments - got [^*]*$"):
         criterion(*batch())
+
+
+def test_a_word_that_the_library_would_take_for_another_is_refused():
+    with pytest.raises(
+        ValueError, match=r"type_of_triplets .* 'hrad': choose one of all, easy, ha"
+    ):
+        build("Triplet", CLASSES, SIZE, miner="TripletMarginMiner(type_of_triplets=hrad)")
+    for name in ("Margin", "pml:TripletMarginLoss"):
+        with pytest.raises(ValueError, match="'al': choose one of all, or a number"):
+            build(name, CLASSES, SIZE, triplets_per_anchor="al")
+    hard = build("Triplet", CLASSES, SIZE, miner="TripletMarginMiner(type_of_triplets=hard)")
+    assert hard.miner.type_of_triplets == "hard"
 
 
 def test_own_losses_do_not_import_the_library(tmp_path):
