@@ -48,7 +48,7 @@ def _check(sizes: Sequence[int], embedding_size: int) -> None:
     if sizes[-1] != embedding_size:
         raise ValueError(
             f"The last Matryoshka size is {sizes[-1]} and must be the embedding's own, "
-            f"{embedding_size}: end with {embedding_size}, or give --embedding-size {sizes[-1]}."
+            f"{embedding_size}: end with {embedding_size}, or make an embedding of {sizes[-1]}."
         )
 
 

@@ -56,7 +56,7 @@ class Task:
         try:
             metrics.check_ks(wanted, size)
         except ValueError as error:
-            raise InputError(f"{name}: {error}") from error
+            raise InputError(f"--ks: {name}: {error}") from error
         # Only VehicleID comes in lists of several sizes.
         official = bool(protocol.sizes)
         return cls(name, queries, gallery, tuple(wanted), protocol.group_name, official)

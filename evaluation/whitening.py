@@ -110,7 +110,7 @@ def whitened(
     try:
         made = WhitenedNet(network, found, size or len(found.axes))
     except ValueError as error:
-        raise InputError(f"--whiten {size}: {error}") from error
+        raise InputError(f"whitening to {size} numbers: {error}") from error
     return made.to(precision.device)
 
 
@@ -139,7 +139,7 @@ def _fitted(
         images = origin.data.load("train")
         dataset.require_files(None, [images])
     except InputError as error:
-        raise InputError(f"--whiten is fitted on the training images: {error}") from error
+        raise InputError(f"a whitening is fitted on the training images: {error}") from error
     images, embeddings = embed_readable(
         network, images, precision, viewing, title="training images"
     )
@@ -147,7 +147,7 @@ def _fitted(
     try:
         return whitening.fit(embeddings)
     except ValueError as error:
-        raise InputError(f"--whiten: {error}") from error
+        raise InputError(f"whitening: {error}") from error
 
 
 def _keep(file: Path | None, belongs: str, found: Whitening) -> None:

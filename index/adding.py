@@ -21,8 +21,8 @@ from dataset.inventory import admitted_bad_images
 from evaluation.inference import Embedder
 from index import codes
 from index.entries import entry_arrays
-from index.form import CONTENT_SIZE
 from index.files import content_of, embedded
+from index.form import CONTENT_SIZE
 from index.gallery import Index
 from index.journal import Writer
 from index.known import File, Known

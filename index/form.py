@@ -1,7 +1,7 @@
 """What the records of an index must hold: plain values of the first, and the arrays of each.
 
-Checksums say that a file is as it was written. They do not say that we wrote it: another program, or
-a newer version of this one, may mean something else by the same names.
+Checksums say that a file is as it was written. They do not say that we wrote it: another program,
+or a newer version of this one, may mean something else by the same names.
 """
 
 from __future__ import annotations

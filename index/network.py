@@ -88,7 +88,7 @@ def opened(
         InputError: there is none, or `device` is a GPU and this machine has none.
     """
     if device is not None and torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: this machine has no GPU that torch can use; leave it out")
+        raise InputError("device cuda: this machine has no GPU that torch can use; leave it out")
     return load_run(run, device=device, weights=weights, whiten=whiten)
 
 

@@ -81,17 +81,13 @@ def check_ks(ks: Sequence[int], gallery_size: int | None = None) -> None:
     """Raises ValueError unless R@K makes sense for each K, in a gallery of that many images."""
     listed = isinstance(ks, Iterable) and not isinstance(ks, str | bytes)
     if not listed or not all(isinstance(k, Integral) and k is not True for k in ks):
-        raise ValueError(
-            f"The Ks of R@K must be a list of whole numbers, got {ks!r}; correct --ks."
-        )
+        raise ValueError(f"The Ks of R@K must be a list of whole numbers, got {ks!r}.")
     if min(ks, default=1) < 1:
-        raise ValueError(
-            f"K counts neighbours and must be at least 1, got {min(ks)}; correct --ks."
-        )
+        raise ValueError(f"The K of R@K counts neighbours and must be at least 1, got {min(ks)}.")
     if gallery_size and gallery_size < max(ks, default=1):
         raise ValueError(
             f"R@{max(ks)} needs a gallery of {max(ks)} images, this one has {gallery_size}; "
-            "lower --ks."
+            "choose a smaller K."
         )
 
 

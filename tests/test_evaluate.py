@@ -955,7 +955,7 @@ OUTPUTS = ("--json", "n.json", "--csv", "n.csv", "--latex", "n.tex")
         ("text", (), ["text.pth", "cannot be read"]),
         ("foreign", (), ["foreign.pth"]),
         ("good", ("--embedding-size", "16"), ["8", "16"]),
-        ("good", ("--ks", "1", "41"), ["R@41", "40", "lower --ks"]),
+        ("good", ("--ks", "1", "41"), ["R@41", "40", "--ks: ", "smaller K"]),
         ("good", ("--dataset", "folder:{empty}"), ["empty", "eval"]),
         ("good", ("--metrics", "recall"), ["--metrics", "recall"]),
         ("good", ("--metrics", "nmi", "--failures", "3"), ["--failures", "retrieval"]),

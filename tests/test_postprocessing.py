@@ -308,11 +308,11 @@ def test_a_whitening_is_kept_and_used_without_the_training_images(
         assert metrics.retrieval_metrics(x, labels)["MAP@R"] == pytest.approx(first["MAP@R"])
         assert load_run(run, whiten=4).thresholds is None  # they are of the bare network
         (run / "whitening.npz").rename(run / "elsewhere.npz")
-        with pytest.raises(InputError, match="--whiten is fitted on the training images"):
+        with pytest.raises(InputError, match=r"^a whitening is fitted on the training images"):
             load_run(run, amp="off", whiten=4)
     finally:
         (run.parent / "gone").rename(run.parent / "data" / "train")
-    with pytest.raises(InputError, match=r"--whiten 99: .* choose at most that"):
+    with pytest.raises(InputError, match=r"whitening to 99 numbers: .* choose at most that"):
         evaluated(run, tmp_path, "--whiten", 99)
 
 
