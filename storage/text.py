@@ -51,16 +51,26 @@ def write_table(path: Path, header: list[str], rows: list[list]) -> None:
     write_content(path, as_table(header, rows))
 
 
-_CALLING = re.compile(r"[=+@-].*(?:\w\(|[|!])")
-"""A formula that calls a function, another program or another file. Names that merely begin like a
-formula are not escaped, because people look them up in the table."""
+_CALLS = r"(?:\w\(|[|!])"
+_CALLING = re.compile(f"[=+@-](?=.*{_CALLS})")
+"""The beginning of a formula that calls a function, another program or another file. Names that
+merely begin like a formula are not escaped, because people look them up in the table."""
+_CALLING_AFTER = re.compile(f'(;"*)([=+@-])(?=[^;]*{_CALLS})')
+"""The same where a spreadsheet splits at semicolons, as in much of Europe: it looks for quotation
+marks at the beginning of its own cells, so those around ours do not hold one together."""
 
 
 def _cell(value: object) -> object:
     if not isinstance(value, str):
         return value
     shown = printable(value, keep_bytes=True)
-    return f"\\x{ord(shown[0]):02x}{shown[1:]}" if _CALLING.match(shown) else shown
+    if _CALLING.match(shown):
+        shown = _harmless(shown[0]) + shown[1:]
+    return _CALLING_AFTER.sub(lambda found: found[1] + _harmless(found[2]), shown)
+
+
+def _harmless(sign: str) -> str:
+    return f"\\x{ord(sign):02x}"
 
 
 def decoded(content: bytes) -> str:

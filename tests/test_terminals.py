@@ -138,6 +138,24 @@ def test_a_name_in_a_table_that_calls_nothing_stays_as_it_is(name: str) -> None:
     assert [[name, "x"]] == [*csv.reader(as_table([name, "x"], []).decode().splitlines())]
 
 
+@pytest.mark.parametrize("cell", ["a;{}", "b,;{}", 'q";{}', 'a;"{}', 'a;""{};c', ";;{}", "{};d"])
+@pytest.mark.parametrize(
+    "formula", ["=cmd|'/c calc'!A0", "@SUM(1)", '=HYPERLINK("http://evil.example/")']
+)
+def test_a_name_calls_nothing_where_a_spreadsheet_splits_at_semicolons(
+    cell: str, formula: str
+) -> None:
+    """There as where it splits at commas; it looks for quotation marks where its cells begin."""
+    name = cell.format(formula)
+    for row in (["x", name], [name, "x"]):
+        written = as_table(["a", "b"], [row]).decode()
+        for delimiter in ",;":
+            for found in csv.reader(written.splitlines(), delimiter=delimiter):
+                assert not any(piece.lstrip('"').startswith(("=", "@")) for piece in found), written
+    harmless = ["a;=1+2", "x;-y;z!", "(1);+b"]
+    assert [harmless] == [*csv.reader(as_table(harmless, []).decode().splitlines())]
+
+
 def test_latex_prints_every_sign_of_ascii() -> None:
     signs = "".join(map(chr, range(32, 127)))
     made = tables.escaped(signs)
