@@ -294,6 +294,7 @@ def _picture(handler: Handler, query: Mapping[str, str], row: str, kind: str) ->
 
 
 def _search(handler: Handler, query: Mapping[str, str]) -> Answer:
+    content = handler.body()  # first: who sends slowly keeps nobody from searching
     if not handler.searches.acquire(blocking=False):
         raise Refused(
             HTTPStatus.SERVICE_UNAVAILABLE,
@@ -301,7 +302,7 @@ def _search(handler: Handler, query: Mapping[str, str]) -> Answer:
             Retry_After="2",
         )
     try:
-        return as_answer(handler.api.search(query, handler.body()))
+        return as_answer(handler.api.search(query, content))
     finally:
         handler.searches.release()
 

@@ -579,6 +579,16 @@ def test_slow_bodies_are_left(server, monkeypatch):
     assert alive(server)
 
 
+def test_slow_bodies_keep_nobody_from_searching(shop, server):
+    lines = ["POST /api/search HTTP/1.1", host(server), "Content-Length: 100"]
+    with contextlib.ExitStack() as slow:
+        for _ in range(handler.MOST_SEARCHES):
+            connection = slow.enter_context(connection_of_another(server))
+            connection.sendall("\r\n".join([*lines, "", "12345"]).encode())
+        time.sleep(0.3)  # until their heads are read
+        assert find(server, shop.photo(3).read_bytes()).status == 200
+
+
 def test_clients_that_go_away_do_no_harm(server, capfd):
     for head in (
         b"",
