@@ -13,8 +13,8 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import storage
 from dataset.decoding import need_file, reason
-from storage import decoded
 from utils import InputError
 
 logger = logging.getLogger("dataset")
@@ -179,6 +179,9 @@ def safe_name(name: str, listed_in: Path) -> str:
     return clean
 
 
+MOST_BYTES = 1_000_000_000  # of a list of images
+
+
 def read_text(path: Path) -> str:
     """A text file in UTF-8, with or without a byte order mark, or in UTF-16 with one.
 
@@ -186,7 +189,7 @@ def read_text(path: Path) -> str:
         OSError: it cannot be read, or is no plain file. UnicodeDecodeError: it is something else.
     """
     need_file(path)
-    return decoded(path.read_bytes())
+    return storage.read_text(path, MOST_BYTES)
 
 
 def read_rows(path: Path, columns: int, skip: int = 0) -> list[list[str]]:

@@ -10,6 +10,7 @@ import csv
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 from dataset.decoding import need_file, reason
 from dataset.foreign import HEAD, what_begins_with
@@ -17,6 +18,7 @@ from storage import encoding_of
 from utils import InputError
 
 _DELIMITERS = ",;\t"
+_LONGEST = 1_000_000  # characters in a line: what is longer is no table, and may fill the memory
 
 
 def read_rows(path: Path, given: str) -> Iterator[tuple[int, list[str]]]:
@@ -36,9 +38,9 @@ def read_rows(path: Path, given: str) -> Iterator[tuple[int, list[str]]]:
             raise InputError(f"{given} is {other}")
         encoding = encoding_of(head[:2])
         with path.open(encoding=encoding, newline="") as file:
-            delimiter, spoken = _delimiter(file)
+            delimiter, spoken = _delimiter(_lines(file))
             file.seek(0)
-            for line, row in _parsed(file, delimiter, given):
+            for line, row in _parsed(_lines(file), delimiter, given):
                 if spoken and row and row[0].lower().startswith("sep="):
                     spoken = False
                 elif any(map(str.strip, row)):
@@ -47,6 +49,14 @@ def read_rows(path: Path, given: str) -> Iterator[tuple[int, list[str]]]:
         raise InputError(
             f"{given} cannot be read ({reason(error)}); it must be a CSV file in UTF-8"
         ) from error
+
+
+def _lines(file: TextIO) -> Iterator[str]:
+    """The lines of a file; raises csv.Error for one that is too long to be a table's."""
+    while line := file.readline(_LONGEST):
+        if len(line) == _LONGEST:
+            raise csv.Error(f"it has a line of {_LONGEST:,} characters or more")
+        yield line
 
 
 def _parsed(lines: Iterable[str], delimiter: str, given: str) -> Iterator[tuple[int, list[str]]]:
@@ -67,7 +77,7 @@ def _parsed(lines: Iterable[str], delimiter: str, given: str) -> Iterator[tuple[
             kept.clear()
             first = reader.line_num + 1
     except csv.Error as error:
-        if len(kept) == 1:
+        if len(kept) <= 1:
             raise
         raise InputError(
             f"{given} line {first}: a quotation mark is opened and not closed; close it, or "

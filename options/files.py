@@ -9,13 +9,16 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from dataset.decoding import reason
 from dataset.files import is_file, is_gone
 from machine import expanded
-from storage import decoded
+from storage import read_text
 from utils import InputError, close_names, join_words
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 """The recipes that come with the code; `@recipes/NAME.txt` is found there from any folder."""
+
+MOST_BYTES = 1_000_000  # of a file of flags, or of a plan
 
 # The pieces of a word: text in quotes, a character behind a backslash, any other character. A
 # backslash stands for itself, as in C:\\photos, unless a blank, a quote or # follows.
@@ -54,13 +57,13 @@ def _words_in_file(file: Path) -> Iterator[str]:
     try:
         if file.exists() and not file.is_file():
             raise InputError(f"{file} is not a regular file; @ is followed by a file of flags")
-        text = decoded(file.read_bytes())
+        text = read_text(file, MOST_BYTES)
     except FileNotFoundError as error:
         near = close_names(file.name, (path.name for path in RECIPES.glob("*.txt")))[:2]
         hint = near and f"did you mean {join_words([f'@recipes/{each}' for each in near], 'or')}?"
         raise InputError(f"there is no file of flags {file}; {hint or 'check its name'}") from error
     except (OSError, ValueError) as error:
-        why = "it is not text in UTF-8" if isinstance(error, UnicodeError) else str(error)
+        why = "it is not text in UTF-8" if isinstance(error, UnicodeError) else reason(error)
         raise InputError(
             f"the file of flags {file} cannot be read ({why}); check its name"
         ) from error

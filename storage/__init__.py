@@ -15,7 +15,15 @@ from storage.arrays import load_arrays, save_arrays
 from storage.locks import HeldError, held, lock, open_locked
 from storage.space import can_be_made, free_space, in_bytes, need_room
 from storage.tensors import load_tensors, save_safetensors, save_tensors
-from storage.text import as_json, as_table, decoded, digest, encoding_of, write_json, write_table
+from storage.text import (
+    as_json,
+    as_table,
+    digest,
+    encoding_of,
+    read_text,
+    write_json,
+    write_table,
+)
 from storage.writing import (
     check_outputs,
     followed,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -11,6 +12,7 @@ import math
 import re
 from pathlib import Path
 
+from storage.space import in_bytes
 from storage.writing import write_content
 from terminal import printable
 
@@ -80,6 +82,19 @@ def decoded(content: bytes) -> str:
         UnicodeDecodeError: the text has another encoding.
     """
     return content.decode(encoding_of(content))
+
+
+def read_text(path: Path, most: int) -> str:
+    """The text in a file of at most `most` bytes, as `decoded`.
+
+    Raises:
+        OSError: it cannot be read, or is larger. UnicodeDecodeError: as `decoded`.
+    """
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"it has more than {in_bytes(most)}")
+    return decoded(content)
 
 
 def encoding_of(start: bytes) -> str:

@@ -23,7 +23,8 @@ from typing import Any
 import options
 from flags import Options
 from machine import expanded
-from storage import decoded
+from options.files import MOST_BYTES
+from storage import read_text
 from studies.space import LOSS_ARGUMENT, Range, asked, declared, flag_named, words_of
 from utils import InputError, nearest_names
 
@@ -154,7 +155,7 @@ def read(path: Path) -> Plan:
     except ImportError:  # Python 3.10
         import tomli as tomllib
     try:
-        content = tomllib.loads(decoded(path.read_bytes()))
+        content = tomllib.loads(read_text(path, MOST_BYTES))
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "not UTF-8"
         raise InputError(f"{path} cannot be read ({why}); give a study's TOML file") from error

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
+from pathlib import Path
 
 import pytest
 from conftest import refusal, run_python
@@ -582,3 +584,17 @@ def test_vehicleids_protocol_is_asked_for_where_it_exists(capsys):
     assert "official" in options.parse_train("--dataset cub".split()).metrics  # all, by default
     command = "--dataset cub --metrics retrieval official"
     assert "VehicleID" in refusal(capsys, options.parse_train, command.split())
+
+
+def test_a_file_that_would_fill_the_memory_is_one_sentence(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, beginning in (("f", ""), ("t", ""), ("u", "path,label\na.png,x\n")):
+        Path(name).write_text(beginning)
+        os.truncate(name, 300_000_000_000)  # which takes no room
+    long = "cannot be read (it has a line of 1,000,000 characters or more)"
+    for words, sentence in (
+        ("@f", "the file of flags f cannot be read (it has more than 1.0 MB)"),
+        ("--dataset csv:t", f"csv:t {long}"),
+        ("--dataset csv:u", f"csv:u {long}"),
+    ):
+        assert sentence in refusal(capsys, options.parse_train, words.split())
