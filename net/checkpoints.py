@@ -322,10 +322,10 @@ def inside(content: Checkpoint) -> dict[str, Any]:
     """
     while wrapped := [key for key in WRAPPERS if isinstance(content.get(key), dict)]:
         content = content[wrapped[0]]
-    return {_bare(str(key)): value for key, value in content.items() if key != _AVERAGED}
+    return {_inner_name(str(key)): value for key, value in content.items() if key != _AVERAGED}
 
 
-def _bare(name: str) -> str:
+def _inner_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in _LAID_ROUND)
 
 

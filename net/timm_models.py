@@ -241,7 +241,7 @@ def _adapt(name: str, module: Body, content: dict[str, Any]) -> dict[str, Tensor
     (classifiers, projections, mask tokens) are left out.
     """
     body = module.body
-    weights = _bare(_unwrapped(content), {child for child, _ in body.named_children()})
+    weights = _named_as_model(_tensors_in(content), {child for child, _ in body.named_children()})
     family = importlib.import_module(_timm().model_entrypoint(name.partition(".")[0]).__module__)
     translate = getattr(family, "checkpoint_filter_fn", None)
     if translate is not None:
@@ -250,11 +250,11 @@ def _adapt(name: str, module: Body, content: dict[str, Any]) -> dict[str, Tensor
     return {f"body.{key}": value for key, value in weights.items() if key in own}
 
 
-def _unwrapped(content: dict[str, Any]) -> dict[str, Any]:
+def _tensors_in(content: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in inside(content).items() if isinstance(v, Tensor | dict)}
 
 
-def _bare(weights: dict[str, Any], children: Collection[str]) -> dict[str, Any]:
+def _named_as_model(weights: dict[str, Any], children: Collection[str]) -> dict[str, Any]:
     """Weights whose names are those of the model itself, without those of `_OUTER` in front."""
     for name in _OUTER * 2:  # a training module's `model` may have one of its own
         within = [key for key in weights if key.startswith(f"{name}.")]
