@@ -10,6 +10,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from typing import TypeVar
 
 import numpy as np
@@ -42,7 +43,8 @@ STATUS = np.dtype(
 others. One that is not there has the mode 0, and the size and time -1."""
 
 _NOT_THERE = (0, -1, -1, 0, 0)
-_known: dict[int, tuple[Sequence[str], np.ndarray]] | None = None  # by the identity of a list
+_Answers = dict[int, tuple[Sequence[str], np.ndarray]]  # by the identity of a list
+_known: ContextVar[_Answers | None] = ContextVar("_known", default=None)
 
 
 def statuses(paths: Sequence[str]) -> np.ndarray:
@@ -56,23 +58,22 @@ def asked_once() -> Iterator[None]:
 
     A start wants to know whether its files are there, which of them are the same, which have
     changed since they were found sound, and how large they are; each look at a million files of a
-    network disk takes a minute.
+    network disk takes a minute. Other threads ask anew.
     """
-    global _known
-    before, _known = _known, {}
+    before = _known.set({})
     try:
         yield
     finally:
-        _known = before
+        _known.reset(before)
 
 
 def known_statuses(paths: Sequence[str]) -> np.ndarray:
     """As `statuses`; inside `asked_once` as the files were when they were first asked for."""
-    if _known is None:
+    if (known := _known.get()) is None:
         return statuses(paths)
-    if id(paths) not in _known:
-        _known[id(paths)] = paths, statuses(paths)  # with the list, so that no other has its id
-    return _known[id(paths)][1]
+    if id(paths) not in known:
+        known[id(paths)] = paths, statuses(paths)  # with the list, so that no other has its id
+    return known[id(paths)][1]
 
 
 def _status(path: str) -> tuple[int, ...]:
