@@ -108,8 +108,7 @@ class PairCounts:
     @property
     def of_one_class(self) -> Tensor:
         """(C,) float64, how many same pairs each class has."""
-        queries, gallery = self.sizes.double()
-        return queries * (queries - 1) / 2 if self.symmetric else queries * gallery
+        return _same_pairs(self.sizes, self.symmetric).double()
 
     def same_by_class(self, *thresholds: int) -> Tensor:
         """Same pairs of each class at or above places on the grid, (len(thresholds), C) float64.
@@ -300,6 +299,12 @@ def _upper(rows: slice, columns: slice, like: Tensor) -> Tensor:
     return row[:, None] < torch.arange(columns.start, columns.stop, device=like.device)
 
 
+def _same_pairs(sizes: Tensor, symmetric: bool) -> Tensor:
+    """(C,) int64, how many same pairs each class has; takes `PairCounts.sizes` and `symmetric`."""
+    queries, gallery = sizes
+    return queries * (queries - 1) // 2 if symmetric else queries * gallery
+
+
 class _Counting:
     """Counts blocks, several at once.
 
@@ -333,10 +338,9 @@ class _Counting:
     @property
     def pairs(self) -> tuple[int, int]:
         """How many same and different pairs there are."""
-        a, b = self.sizes
-        same, every = int((a * b).sum()), len(self.queries) * len(self.gallery)
-        if self.symmetric:
-            same, every = (same - len(self.queries)) // 2, (every - len(self.queries)) // 2
+        count = len(self.queries)
+        every = count * (count - 1) // 2 if self.symmetric else count * len(self.gallery)
+        same = int(_same_pairs(self.sizes, self.symmetric).sum())
         return same, every - same
 
     def add(self, block: Sides) -> int:
