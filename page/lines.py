@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from dataset.files import composed
 from evaluation import meanings, tables
 from metrics import comparison
 from page import records
@@ -53,9 +54,9 @@ class Line:
         return {n: comparison.half_width(value, count) for n, value in self.deviation.items()}
 
     def matches(self, pattern: re.Pattern[str]) -> bool:
-        """Whether the name or anything about it contains the pattern."""
+        """Whether the name or anything about it, `composed`, contains the pattern."""
         words = (self.name, *self.about.values(), *self.members)
-        return any(pattern.search(word) for word in words)
+        return any(pattern.search(composed(word)) for word in words)
 
 
 # --- runs -----------------------------------------------------------------------------------------

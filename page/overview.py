@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dataset.files import composed
 from evaluation import tables
 from page.lines import ABOUT, Line, cell, collect, doubts, in_percent, rows
 from page.together import page
@@ -28,7 +29,7 @@ def compare(args: argparse.Namespace) -> None:
         lines = collect(Path(args.compare))
     if args.grep:
         try:
-            pattern = re.compile(args.grep, re.IGNORECASE)
+            pattern = re.compile(composed(args.grep), re.IGNORECASE)
         except re.error as error:
             raise InputError(f"--grep {args.grep} is not a regular expression: {error}") from error
         lines = [line for line in lines if line.matches(pattern)]

@@ -59,8 +59,31 @@ function picture(number, name, ...more) {
   const button = el("button", {class: "look", type: "button", "aria-label": `${bidi(name)}, large`}, image);
   button.look = {number, name, more};
   button.addEventListener("click", () => enlarge(button));
+  button.tabIndex = -1;
+  queueMicrotask(() => {  // once it stands among the others
+    const row = together(button);
+    if (!row.some((each) => each.tabIndex === 0)) row[0].tabIndex = 0;
+  });
   return button;
 }
+
+// The pictures around it, of a row or of a card: the tab key stops at one of them, arrows go on.
+function together(button) {
+  const around = button.closest("[data-together]") || button.parentElement;
+  return around ? [...around.querySelectorAll("button.look")] : [button];
+}
+document.addEventListener("focusin", ({target}) => {
+  if (!target.look) return;
+  for (const each of together(target)) each.tabIndex = each === target ? 0 : -1;
+});
+document.addEventListener("keydown", (event) => {
+  if (!event.target.look || event.ctrlKey || event.altKey || event.metaKey) return;
+  const row = together(event.target), at = row.indexOf(event.target);
+  const to = {ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: row.length - 1}[event.key];
+  if (to === undefined) return;
+  event.preventDefault();
+  if (row[to]) row[to].focus();
+});
 
 // --- pictures shown large ------------------------------------------------------------------------
 
@@ -89,8 +112,7 @@ function lookAt(at) {
 }
 // Shows a picture large; the arrows lead to the others in its row or card.
 function enlarge(button) {
-  const around = button.closest("[data-together]") || button.parentElement;
-  const buttons = [...around.querySelectorAll("button.look")];
+  const buttons = together(button);
   openLarge(buttons.map((b) => b.look), buttons.indexOf(button), button);
 }
 function openLarge(row, at, button) {

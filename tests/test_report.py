@@ -1263,11 +1263,16 @@ def test_compare_filters_and_says_what_is_wrong(logs, capsys, tmp_path):
     compare(logs, f"--grep proxy_anchor --out {tmp_path / 'x.html'}")
     said = capsys.readouterr().out
     assert "other" in said and "first" not in said
+    for name, asked in (("cafe\u0301", "CAFÉ"), ("café", "cafe\u0301")):  # as Macs put it, or not
+        shutil.copytree(logs / "first", tmp_path / name / name)
+        compare(tmp_path / name, f"--grep {asked} --out {tmp_path / 'x.html'}")
+        assert "caf" in capsys.readouterr().out
     for more, words in (("--grep unicorn", "no run"), ("--grep [", "not a regular expression")):
         with pytest.raises(InputError, match=words):
             compare(logs, more)
+    (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="holds no run"):
-        collect(tmp_path)
+        collect(tmp_path / "empty")
     with pytest.raises(InputError, match=r"run folder .*gone does not exist"):
         report.main(options.parse_report([str(tmp_path / "gone")]))
 
@@ -1338,6 +1343,29 @@ def test_hover_tabs_and_map_work(browser, page):
     window.get_by_role("button", name="step", exact=True).click()
     assert window.locator("#curves-here svg text").all_inner_texts() != first
     assert window.locator("img.thumb").first.evaluate("image => image.naturalWidth") > 0
+    assert said == []
+
+
+@pytest.mark.slow
+def test_the_tab_key_stops_once_at_a_row_of_pictures(browser, page):
+    window, said = opened(browser, page, viewport={"width": 1280, "height": 900})
+    rows = window.locator("#galleries-here .row")
+    stops = 'row => [...row.querySelectorAll("button.look")].filter(b => b.tabIndex === 0).length'
+    assert rows.count() > 1 and all(row.evaluate(stops) == 1 for row in rows.all())
+    place = '() => [...document.activeElement.closest(".row").querySelectorAll("button.look")]'
+    place += ".indexOf(document.activeElement)"
+    pictures = rows.first.locator("button.look")
+    pictures.first.focus()
+    for key, at in (("ArrowRight", 1), ("ArrowRight", 2), ("ArrowLeft", 1), ("Home", 0)):
+        window.keyboard.press(key)
+        assert window.evaluate(place) == at
+    window.keyboard.press("ArrowLeft")  # nothing is before it
+    assert window.evaluate(place) == 0
+    window.keyboard.press("End")
+    assert window.evaluate(place) == pictures.count() - 1
+    assert rows.first.evaluate(stops) == 1
+    window.keyboard.press("Tab")
+    assert rows.first.locator("button.look:focus").count() == 0
     assert said == []
 
 
