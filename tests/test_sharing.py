@@ -351,7 +351,7 @@ def test_what_the_hub_refuses_is_one_sentence(run, hub, monkeypatch, capsys):
     assert "hf auth login" in refusal(capsys, export, run, "--push-to-hub", "me/x")
     hub.token, hub.public = "secret", {"me/x"}
     said = refusal(capsys, export, run, "--push-to-hub", "me/x", "--private")
-    assert "me/x is on the Hub already, and public" in said and "give another name" in said
+    assert "me/x exists on the Hub and is public" in said and "give another name" in said
     for status, advice in ((403, "may not write there"), (500, "; try again")):
 
         def refuse(*_: object, status: int = status, **__: object) -> None:
