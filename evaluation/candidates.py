@@ -35,10 +35,9 @@ class Candidate:
     Attributes:
         path: its file. label: its name in tables.
         trained: the options of its training; empty for a released file.
-        data, viewing, network: see `networks.Opened`. origin: where that is from.
-        tasks: of `data`; candidates on the same data share them.
-        kmeans_restarts: how often k-means starts.
-        weights: see `networks.Opened`.
+        data, viewing, network, weights: see `networks.Opened`. origin: where the network is from.
+        tasks: those of `data`; candidates on the same data share them.
+        kmeans_restarts: the number of k-means runs, of which the best counts.
         postprocessing: how its embeddings were post-processed, in words.
         results: one per task. replicates: bootstrap replicates, one tensor per task.
     """
@@ -61,7 +60,7 @@ class Candidate:
     def of(
         cls, opened: Opened, path: str, label: str, tasks: list[Task], kmeans_restarts: int
     ) -> Candidate:
-        """A checkpoint that has been opened."""
+        """The candidate of an opened checkpoint."""
         return cls(
             path,
             label,
@@ -76,7 +75,7 @@ class Candidate:
         )
 
     def scores(self, number: int = 0) -> comparison.Scores:
-        """The scores of one result that a bootstrap resamples."""
+        """The per-query scores of one result, which a bootstrap resamples."""
         per_query = self.results[number].per_query
         assert per_query is not None
         task = self.tasks[number]
@@ -107,7 +106,7 @@ class Candidate:
 
 
 def labels_of(paths: Sequence[str]) -> list[str]:
-    """A short name for each checkpoint: its run's folder, or as much as makes them different.
+    """A short name for each checkpoint: its run's folder, or as much of its path as is needed.
 
     Raises:
         InputError: a checkpoint is named twice.
@@ -285,10 +284,9 @@ def _shown(seeds: Mapping[Any, Mapping[str, float]]) -> dict[Any, dict[str, floa
 
 
 def doubts(candidates: Sequence[Candidate]) -> list[str]:
-    """Sentences about what makes the numbers mean less than they seem to, each once.
+    """Sentences about the limits of the numbers, each once.
 
-    A sentence that does not concern all candidates on its task begins with the labels of those that
-    it does concern.
+    A sentence that concerns only some of the candidates on its task begins with their labels.
     """
     evaluated = Counter(result.title for one in candidates for result in one.results)
     found: dict[tuple[str, str], list[str]] = {}

@@ -74,15 +74,15 @@ def embed(
     """Test-time embeddings of all images, in their order; several processes share the batches.
 
     Args:
-        title: of the progress bar.
+        title: the title of the progress bar.
         represent: maps a batch of images (B, 3, S, S) to rows; None is `network.embed`.
 
     Returns:
         (N, d) float32 on the network's device, raw (the metrics normalise), and (N,) bool: which
-        images could be read. The rows of unreadable images, if `viewing` admits any, are arbitrary.
+        images could be read. The rows of unreadable images, if `viewing` allows any, are arbitrary.
 
     Raises:
-        InputError: more images cannot be read than the viewing admits.
+        InputError: more images cannot be read than the viewing allows.
     """
     network.eval()
     represent = represent or network.embed

@@ -1,6 +1,6 @@
 """Files about single images: embeddings, neighbours, failures, answers to queries.
 
-Everything here looks at the first task of a data set (of VehicleID's lists the large one).
+All of them are about the first task of a data set (for VehicleID, the large list).
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("evaluate")
 
-MOST_ROWS = 50  # of a picture; the table beside it holds all
+MOST_ROWS = 50  # rows of a picture; the table written with it has all
 
 
 def cosines(queries: torch.Tensor, gallery: torch.Tensor, found: np.ndarray) -> np.ndarray:
-    """Cosines (Q, top) of queries (Q, d) with the images that each has found: indices (Q, top)."""
+    """Cosines (Q, top) of queries (Q, d) with the images that each found, at indices (Q, top)."""
     unit = torch.nn.functional.normalize
     neighbours = unit(gallery[torch.from_numpy(found)].double(), dim=2)
     own = unit(queries.double(), dim=1)[:, None]
@@ -187,7 +187,7 @@ def own_images(paths: Sequence[str], like: ImageSet) -> ImageSet:
         try:
             pictures.append(central_part(decode(path, like.upright)))
             readable.append(path)
-        except Exception as error:  # Pillow reports damage through a dozen unrelated types
+        except Exception as error:  # Pillow raises a dozen unrelated types for damaged files
             said = f"--query {path} cannot be read ({reason(error)})"
             if len(paths) == 1 or isinstance(error, FileNotFoundError):
                 raise InputError(f"{said}; give image files") from error
@@ -195,7 +195,7 @@ def own_images(paths: Sequence[str], like: ImageSet) -> ImageSet:
     if not pictures:
         raise InputError(f"--query: none of {counted(len(paths))} can be read; give image files")
     pixels = None
-    if like.pixels is not None:  # drawings in memory are seen whole, on white
+    if like.pixels is not None:  # drawings in memory are fitted whole, on white
         height, width = like.pixels.shape[1:3]
         pixels = np.stack([on_white(picture, height, width) for picture in pictures])
     return ImageSet(
@@ -212,7 +212,7 @@ def own_images(paths: Sequence[str], like: ImageSet) -> ImageSet:
 
 def on_white(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     """Fits (H, W, 3) uint8 whole into (height, width, 3), on white."""
-    # A copy: what shows a picture's own memory may not be written to, and torch warns of that.
+    # A copy: an array on a picture's own memory is read-only, which torch warns about.
     return np.array(ImageOps.pad(Image.fromarray(pixels), (width, height), color="white"))
 
 
@@ -246,7 +246,7 @@ def write_answers(
 
 @dataclass(frozen=True)
 class Subject:
-    """An evaluated checkpoint, as the functions below need it.
+    """An evaluated checkpoint, as the functions below take it.
 
     Attributes:
         per_query: retrieval metrics of each query; None if they were not computed.
@@ -324,7 +324,7 @@ def _query(subject: Subject, paths: Sequence[str]) -> str:
     searched = subject.embedded.searched[0]
     answer += (
         f"\nsearched: the {len(searched):,} evaluated images of {searched.num_classes:,} classes; "
-        "an image of another class, such as those trained on, has no right answer among them "
+        "an image of another class, such as a training class, has no right answer among them "
         f"({program('search')} build RUN --images PHOTOS makes any images searchable)"
     )
     if left_out := len(paths) - len(queries):
@@ -344,7 +344,7 @@ WRITERS: dict[str, Callable[[Subject, Any], str]] = {
     "failures": _failures,
     "query": _query,
 }
-"""Option → what writes what it asks for, called in all processes, and says where."""
+"""Option → a function that writes its file and returns a sentence; called in all processes."""
 
 WRITTEN = {
     "failures": ("failures.csv", "failures.png"),

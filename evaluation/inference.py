@@ -46,11 +46,11 @@ class Model:
     """The network of a run, and how pictures are prepared for it.
 
     Attributes:
-        square: side in pixels of the drawings in the run's data set; pictures are fitted into such
-            a square whole, on white. None: they are resized and cropped.
-        upright: whether pictures are turned as their EXIF orientation says, as the run's were.
+        square: if the run's data set has drawings, their side in pixels: pictures are fitted whole
+            into such a square, on white. None: pictures are resized and cropped.
+        upright: whether the EXIF orientation of pictures is applied, as in the run.
         origin: the checkpoint, and its run's data.
-        trained_on: its training data, as far as its file says.
+        trained_on: its training data, if its file describes them.
     """
 
     network: EmbeddingNet
@@ -121,8 +121,8 @@ class Embedder:
         become RGB as in `dataset.base.decode`, upright unless the run had `--exif ignore`.
 
         Raises:
-            InputError: a file is missing or no picture; the sentence says which, never its pixels.
-                Or the network gives no numbers, as one whose training has diverged.
+            InputError: a file is missing or no picture; the message names it, but quotes no pixels.
+                Or the network returns NaN, because its training has diverged.
         """
         pictures = [pictures] if _is_one(pictures) else list(pictures)
         if not pictures:
@@ -137,9 +137,9 @@ class Embedder:
 
     @cached_property
     def thresholds(self) -> Thresholds | None:
-        """The thresholds that the run has measured for this very network; None if it has none.
+        """The thresholds that the run measured for this network; None if it measured none.
 
-        It has none if the embeddings are cut short (`dims`).
+        There are none for embeddings that are cut short (`dims`).
 
         Raises:
             InputError: the run's results.json is damaged.
@@ -157,7 +157,7 @@ class Embedder:
         if self.thresholds is None:
             raise InputError(
                 f"no thresholds were measured for {self.model.origin.path}, so two pictures cannot "
-                "be called the same or different; compare their embeddings, or ask the best "
+                "be called the same or different; compare their embeddings, or load the best "
                 "checkpoint of a run that has ended"
             )
         x, y = self([a, b]).astype(np.float64)
@@ -181,10 +181,10 @@ def load_run(
         device: None is the GPU if there is one. amp: as evaluate.py's --amp.
         weights: `ema` or `raw`, if the run kept a running mean of its weights (--ema); None is the
             mean if there is one.
-        dims: how many of the first entries of the embeddings to keep, as a run with --matryoshka is
-            trained for; None is all of them.
-        whiten: how many dimensions to PCA-whiten the embeddings to; 0 is as many as vary in the
-            run's training images; see evaluation/whitening.py. A run's thresholds are those of
+        dims: the number of first entries of the embeddings to keep, for a run with --matryoshka;
+            None is all of them.
+        whiten: the number of dimensions to PCA-whiten the embeddings to; 0 is as many as vary in
+            the run's training images; see evaluation/whitening.py. A run's thresholds are for
             embeddings that are not whitened.
 
     Raises:
@@ -241,21 +241,21 @@ def _is_one(pictures: Picture | Sequence[Picture]) -> bool:
 
 
 def _pixels(picture: Picture, index: int, upright: bool) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of picture number `index`; raises InputError where it cannot be had."""
+    """(H, W, 3) uint8 RGB of picture number `index`; InputError if it cannot be read."""
     try:
         if isinstance(picture, Image.Image):
-            # A copy, because turning it upright would change the caller's own.
+            # A copy, because turning it upright would change the caller's picture.
             return to_rgb(picture.copy(), upright)
         if isinstance(picture, np.ndarray):
             return to_rgb(_from_array(picture))
         if isinstance(picture, bytes):
             picture = io.BytesIO(picture)
         if hasattr(picture, "read"):
-            picture.seek(0)  # it may just have been written
+            picture.seek(0)  # a file that was just written is at its end
         elif not isinstance(picture, (str, os.PathLike)):
             raise TypeError(f"it is a {type(picture).__name__}")
         return decode(picture, upright)
-    except Exception as error:  # Pillow reports damage through a dozen unrelated types
+    except Exception as error:  # Pillow raises a dozen unrelated types for damaged files
         wanted = "image files, their bytes, Pillow images, or arrays (H, W, 3) of uint8, RGB"
         if isinstance(picture, (str, os.PathLike)):
             wanted = "another image file"

@@ -1,7 +1,7 @@
-"""Names in pictures, whatever their script: fonts that this machine has, letter by letter.
+"""Text in pictures, in any script: each letter in a font of this machine that has it.
 
 Pillow comes with a font that has the letters of English. Letters that it lacks are written in the
-first font of this machine that has them; those that no font has are written as their escape.
+first font of this machine that has them; letters that no font has are written as Python's escapes.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ FOLDERS = (
 )
 SUFFIXES = (".ttf", ".otf", ".ttc")
 UNLIKE = re.compile("bold|italic|oblique|mono|condensed|narrow|light|thin|black|serif", re.I)
-MISSING = "\U0010ffff"  # a character that no font has: how it is drawn is how missing ones are
-LONGEST = 200  # characters of a name that are looked at
+MISSING = "\U0010ffff"  # a character that no font has; fonts draw all missing ones alike
+LONGEST = 200  # the rest of a longer name is ignored
 
 Font = ImageFont.FreeTypeFont
 
 
 class Lettering:
-    """Text of one size, measured and drawn; `line` is the height of one in pixels."""
+    """Measures and draws text of one size; `line` is the height of a line in pixels."""
 
     def __init__(self, size: int) -> None:
         self.size = size
         self.line = size + 3
 
     def length(self, text: str) -> float:
-        """How wide a line of text is, in pixels."""
+        """The width of a line of text in pixels."""
         return sum(font.getlength(part) for font, part in self._runs(text))
 
     def draw(self, canvas: Image.Image, place: tuple[int, int], text: str, ink: tuple) -> None:
-        """Draws a line with its upper left corner at a place."""
+        """Draws a line of text with its upper left corner at `place`."""
         pen, (left, top) = ImageDraw.Draw(canvas), place
         ascent = plain_font(self.size).getmetrics()[0]
         for font, part in self._runs(text):
@@ -51,7 +51,7 @@ class Lettering:
             left += round(font.getlength(part))
 
     def wrapped(self, text: str, width: int, most: int) -> list[str]:
-        """Text in lines, at most `most`; breaks after blanks, `_` and `-`, or in a long word."""
+        """Text in at most `most` lines, broken after blanks, `_` and `-`, or within a long word."""
         lines = [""]
         for word in re.findall(r"[^\s_-]*[\s_-]?", self.written(text[:LONGEST])):
             if lines[-1] and self.length(lines[-1] + word.rstrip()) > width:
@@ -68,7 +68,7 @@ class Lettering:
         return [line.strip() for line in lines[:most]]
 
     def end_of(self, text: str, width: int) -> str:
-        """The end of a text, where names of files differ, as far as it fits."""
+        """As much of the end of a text as fits; that is where names of files differ."""
         letters = list(clusters(self.written(text[-LONGEST:])))
         if self.length("".join(letters)) <= width:
             return "".join(letters)
@@ -84,10 +84,10 @@ class Lettering:
         )
 
     def _runs(self, text: str) -> Iterator[tuple[Font, str]]:
-        """The parts of a text that one font writes."""
+        """The text in parts that are written in one font each."""
         font, named = plain_font(self.size), []
         for letter in clusters(text):
-            if not letter.isspace():  # a blank parts no words that are written from the right
+            if not letter.isspace():  # blanks must not split words that run from right to left
                 font = self._font_of(letter) or font
             named.append((font, letter))
         for _, run in groupby(named, key=lambda found: id(found[0])):
@@ -99,7 +99,7 @@ class Lettering:
 
 
 def clusters(text: str) -> Iterator[str]:
-    """The letters of a text, each with the marks that stand on it and what is joined to it."""
+    """The letters of a text, each with its combining marks and joined characters."""
     letter = ""
     for character in text:
         joined = letter.endswith("\u200d") or character in "\u200c\u200d\ufe0e\ufe0f"
@@ -113,13 +113,13 @@ def clusters(text: str) -> Iterator[str]:
 
 @functools.cache
 def plain_font(size: int) -> Font:
-    """Pillow's own font, one of each size: letters of one font are measured and drawn together."""
+    """Pillow's own font; always the same object, so that letters are grouped by their font."""
     return ImageFont.load_default(size=size)
 
 
 @functools.lru_cache(maxsize=4096)
 def font_of(letter: str, size: int) -> Font | None:
-    """The first font that has a letter: Pillow's own, or one of this machine; None: no font has."""
+    """The first font that has a letter: Pillow's own, or one of this machine; None if none has."""
     plain = plain_font(size)
     if not isinstance(plain, ImageFont.FreeTypeFont) or _has(plain, letter):
         return plain
@@ -132,7 +132,7 @@ def font_of(letter: str, size: int) -> Font | None:
 
 @functools.cache
 def font_files() -> tuple[Path, ...]:
-    """The font files of this machine, upright ones of even strokes first."""
+    """The font files of this machine, regular sans-serif ones first."""
     found = [
         Path(folder, name)
         for root in FOLDERS
@@ -147,7 +147,7 @@ def font_files() -> tuple[Path, ...]:
 def _opened(path: Path, size: int) -> Font | None:
     try:
         return ImageFont.truetype(path, size)
-    except (OSError, ValueError):  # no font after all, or one without outlines
+    except (OSError, ValueError):  # not a font, or one without outlines
         return None
 
 

@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 from metrics import about_ties
 
-HIDDEN = "queries"  # counts beside the metrics: `queries`, `queries_without_match`, …
-RAW = ", raw weights"  # at the end of a title, where the weights' running mean has the title alone
-BESIDE = "raw "  # before a metric of the raw weights, where that of the running mean has the name
+HIDDEN = "queries"  # prefix of counts among the metrics: `queries`, `queries_without_match`, …
+RAW = ", raw weights"  # suffix of a title for raw weights; the running mean has the plain title
+BESIDE = "raw "  # prefix of a metric of the raw weights; that of the running mean has no prefix
 VALIDATION = "validation"  # the title of training classes that a run holds out
-OTHER = "R@1 other"  # and the groups of a query's own images, which it does not find there
-LEFT_OUT = "queries_left_out"  # images of either side that could not be read
+OTHER = "R@1 other"  # followed by the kind of group: a query does not find images of its own group
+LEFT_OUT = "queries_left_out"  # number of queries and gallery images that could not be read
 
 METRIC = re.compile(r"R@\d+|RP|MAP@R|mARP|MRR|NMI|F1|AMI")
 
@@ -118,12 +118,12 @@ def _of(name: str, meaning: Meaning) -> Meaning:
 
 
 def in_words(names: Iterable[str]) -> str:
-    """Those definitions as sentences."""
+    """The definitions of metrics as sentences for the screen."""
     return " ".join(meaning.text for meaning in _definitions(names))
 
 
 def in_latex(names: Iterable[str]) -> str:
-    """The same for a paper."""
+    """The definitions of metrics for a paper."""
     return " ".join(meaning.latex for meaning in _definitions(names))
 
 

@@ -64,7 +64,7 @@ class How:
 
     Attributes:
         chosen: which of `options.EVALUATED` to compute.
-        seed: of random draws. kmeans_restarts: how often k-means starts; the best run counts.
+        seed: for random draws. kmeans_restarts: the number of k-means runs; the best counts.
         block_size: images that the search compares at once; it does not affect the numbers.
         ranking: post-processing before the retrieval metrics; rules out the official protocol.
     """
@@ -86,7 +86,7 @@ def measure(
     viewing: Viewing,
     how: How = USUAL,
 ) -> Result:
-    """Embeds the images of one task and measures; takes the arguments of `measure_all`."""
+    """Measures a network on one task; the arguments are those of `measure_all`."""
     (result,) = measure_all(network, [task], precision, viewing, how)
     return result
 
@@ -100,8 +100,8 @@ def measure_all(
 ) -> list[Result]:
     """Measures tasks that differ only in `Task.dims`; their images are embedded once.
 
-    Images that cannot be read are left out, as many as `viewing` admits. The time for embedding
-    counts in the first result.
+    Images that cannot be read are left out, as many as `viewing` allows. The time for embedding
+    is part of the first result.
 
     Raises:
         InputError: too many images cannot be read, too few classes are left, the embeddings are not
@@ -262,7 +262,7 @@ def table(results: Sequence[Result]) -> str:
 
 
 def print_doubts(results: Sequence[Result]) -> None:
-    """Prints sentences about what makes the numbers mean less than they seem to."""
+    """Prints sentences about the limits of the numbers."""
     for result in results:
         for about in meanings.doubts(result.numbers):
             say(fitted(f"{result.title}: {about}", "  "))
@@ -278,9 +278,9 @@ def print_thresholds(results: Sequence[Result], label: str = "") -> None:
 
 
 def worst_queries(per_query: Mapping[str, torch.Tensor]) -> np.ndarray:
-    """The queries whose nearest image is wrong, beginning with the worst.
+    """The queries whose nearest image is wrong, the worst first.
 
-    The lower the first right image is ranked, the worse; among equals, a lower MAP@R is worse.
+    A query is worse if its first right image is ranked lower; among equals, if its MAP@R is lower.
     Queries without an image to find are left out.
     """
     reciprocal, precision = (per_query[name].numpy() for name in ("MRR", "MAP@R"))

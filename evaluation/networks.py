@@ -1,7 +1,7 @@
 """Opens the trained network of a run, a folder or a file, to be used as its run used it.
 
-evaluate.py, `load_run`, `python -m net export` and report.py all open networks here. The options of
-the run decide whatever the caller does not.
+evaluate.py, `load_run`, `python -m net export` and report.py all open networks here. Options that
+the caller does not give are those of the run.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from utils import InputError, damage_in_words
 logger = logging.getLogger("evaluate")
 
 SPLIT_FLAGS = ("dataset", "eval_classes", "split_seed", "ratio_classes")
-"""Which images are trained on, and which are held out."""
+"""The flags that decide which images are trained on, and which are held out."""
 LOOK_FLAGS = ("image_size", "eval_zoom", "eval_resize", "exif")
-"""How an image becomes the pixels that the network sees."""
+"""The flags that decide how an image becomes the pixels that the network sees."""
 KEPT_FLAGS = (*SPLIT_FLAGS, *LOOK_FLAGS, "data_root", "batch_size", "max_bad_images")
 """Flags that an evaluation takes over from the run, unless they are given."""
 WEIGHTS_FILE = "model.safetensors"
@@ -47,10 +47,10 @@ class Opened:
     """A trained network, and what its checkpoint says about it.
 
     Attributes:
-        path: the file that was read. content: all its entries; `model_state_dict` holds the chosen
-            weights.
+        path: the file that was read. content: its entries, with the chosen weights as
+            `model_state_dict`.
         weights: which weights these are, if the run kept a running mean of them: `ema` (the mean)
-            or `raw`; else empty.
+            or `raw`; otherwise "".
         trained: the options of its training; empty for a released file.
         data, viewing: the data it is evaluated on, and how evaluation looks at images.
         network: on the CPU.
@@ -99,7 +99,7 @@ class Opened:
         """
         if self.data.is_gone:
             raise InputError(
-                f"{self.path}: the images that its run was judged on are not there any more "
+                f"{self.path}: the images that its run was evaluated on are not there any more "
                 f"({looked_for(self.data, self.path.parent)}); name their new place, or other "
                 "images: --dataset folder:PATH or csv:FILE"
             )
@@ -161,7 +161,7 @@ def _opened(path: Path, content: dict[str, Any], asked: argparse.Namespace | Non
             )
     held = net.architecture_of(content, path)
     own = {name: trained[name] for name in KEPT_FLAGS if trained.get(name) is not None}
-    # A released file says at most what its input is; published commands give everything else.
+    # A released file tells at most its input; published commands give everything else.
     if not trained and (asked is None or held.input_spec is not None):
         own["image_size"] = held.input.size
     asked = asked or _nothing_asked()
@@ -196,11 +196,11 @@ def open_untrained(asked: argparse.Namespace) -> Opened:
     """The untrained network that the flags describe; its embeddings are its pooled features.
 
     Raises:
-        InputError: the flags clash, or the weights cannot be had.
+        InputError: the flags clash, or the weights cannot be found or loaded.
     """
     chosen = options.resolved(asked)
     options.check_read(chosen)
-    torch.manual_seed(chosen.seed)  # for weights that start at random
+    torch.manual_seed(chosen.seed)  # for random initial weights
     entries = net.Architecture.entries(vars(chosen)) | {"head": "training"}
     network = net.build(net.Architecture(**entries), pretrained=chosen.pretrained)
     network.check_image_size(chosen.image_size)

@@ -1,7 +1,7 @@
 """Pictures of images: queries and what the network finds nearest to them.
 
-Queries are drawn at random unless a caption says otherwise, so that a picture shows a network as it
-is, failures included.
+Queries are drawn at random unless a caption says otherwise, so that a picture is a fair sample,
+failures included.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from evaluation.lettering import Lettering
 from storage import write_content
 from utils import InputError
 
-# 900 pixels wide with ten neighbours: a README shows it pixel by pixel.
+# 900 pixels wide with ten neighbours, so that a README shows it without scaling.
 EDGE, NAME, CELL, GAP, AFTER_QUERY, LEGEND = 8, 114, 66, 4, 14, 30
 RIGHT, WRONG, QUERY = (26, 127, 55), (207, 34, 46), (175, 184, 193)
-# A right frame is also the wider one, for readers who do not tell green from red.
+# The frame of a right image is also wider, for readers who cannot tell green from red.
 WIDTH_OF = {RIGHT: 4, WRONG: 2, QUERY: 1}
 INK, PAPER, LINE_COLOUR = (31, 35, 40), (255, 255, 255), (37, 99, 205)
 FONT_SIZE, LINE, MOST_LINES = 13, 16, 3
-# With names below the pictures there is more of everything.
+# Larger sizes for pictures with names below them.
 NAMED_CELL, NAMED_NAME, NAME_LINES, FAINT = 96, 150, 2, (101, 109, 118)
 NOTE, SMALL = Lettering(FONT_SIZE), Lettering(11)
 MOST_PIXELS = 2 * 89_478_485  # Pillow itself opens no larger picture
@@ -111,7 +111,7 @@ class _Cell(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """A query with what it finds; `more` stands below the name of the query."""
+    """A query with what it finds; `more` is written below the name of the query."""
 
     query: _Cell
     found: list[_Cell]
@@ -149,7 +149,7 @@ def _sheet(rows: Sequence[_Row], columns: int, legend: Image.Image | None) -> Im
 
 
 def blank(size: tuple[int, int], queries: int, found: int) -> Image.Image:
-    """White paper for rows of queries with so many pictures each.
+    """A white picture of this size; queries and found are for the error.
 
     Raises:
         InputError: it would have more than `MOST_PIXELS`.
@@ -158,7 +158,7 @@ def blank(size: tuple[int, int], queries: int, found: int) -> Image.Image:
     if width * height > MOST_PIXELS:
         raise InputError(
             f"a picture of {queries:,} queries with {found} images each has {width:,} × "
-            f"{height:,} pixels, more than most programs open; ask for fewer of either"
+            f"{height:,} pixels, more than most programs open; choose fewer of either"
         )
     return Image.new("RGB", size, PAPER)
 

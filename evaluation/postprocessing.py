@@ -1,4 +1,4 @@
-"""Post-processing between embeddings and ranking, as the flags of evaluate.py describe it."""
+"""Post-processing between embeddings and ranking: re-ranking, expansion and augmentation."""
 
 from __future__ import annotations
 

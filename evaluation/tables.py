@@ -23,7 +23,7 @@ class Row:
     """One line of a table.
 
     Attributes:
-        task: the name of the task. label: the name of what was evaluated; empty if there is only
+        task: the name of the task. label: the name of the evaluated network; "" if there is only
             one.
         numbers: metrics in 0..1. deviation: their standard deviation, if several are averaged.
         intervals: 95 % intervals. about: further entries for files.
@@ -70,7 +70,7 @@ def columns(rows: Iterable[Row]) -> list[str]:
 
 
 def text(rows: Sequence[Row]) -> str:
-    """An aligned table, one line per row; below a mean stands half of its 95 % interval.
+    """An aligned table, one line per row; the line below a mean has half of its 95 % interval.
 
     If a terminal is too narrow for all columns, further columns follow in a table below.
     """
@@ -85,7 +85,7 @@ def text(rows: Sequence[Row]) -> str:
 
 
 def titles(rows: Sequence[Row]) -> list[str]:
-    """A title for each row that no other has: its label, its task, or both."""
+    """A distinct title for each row: its label, its task, or both."""
     labels, tasks = ({getattr(row, name) for row in rows} for name in ("label", "task"))
     if len(tasks) == 1 and len(labels) > 1:
         return [row.label for row in rows]
@@ -177,9 +177,9 @@ def aligned(
     """Lines of a title and cells under column heads; cells stand on the right.
 
     Args:
-        room: the width of the terminal. Columns that do not fit stand below, under the same titles;
+        room: the width of the terminal. Columns that do not fit follow below, with the same titles;
             titles that take more than half of it, or leave too little of it for the widest column,
-            stand on lines of their own.
+            are on lines of their own.
     """
     heads = [printable(head) for head in heads]
     lines = [(printable(title), [printable(cell) for cell in cells]) for title, cells in lines]
@@ -360,6 +360,6 @@ def escaped(words: str) -> str:
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     special |= {c: f"\\{c}" for c in "&%$#_{}"} | {"±": r"$\pm$", "×": r"$\times$"}
     special |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "…": r"\dots{}"}
-    # In front of a cell these would be arguments of the line break before it.
+    # At the beginning of a cell, these would be arguments of the line break before it.
     special |= {"[": "{[}", "]": "{]}", "*": "{*}", "`": r"\`{}"}
     return "".join(special.get(character, character) for character in printable(words))

@@ -20,12 +20,12 @@ class Task:
 
     Attributes:
         ks: the K of R@K.
-        group_name: the name of `queries.groups`, if there is to be a second R@1 for which each
-            query's own group is left out of the gallery.
-        official: whether to follow the protocol of VehicleID's authors as well: one random image of
+        group_name: the name of `queries.groups`, if a second R@1 is to be measured that leaves each
+            query's own group out of the gallery.
+        official: whether to follow also the protocol of VehicleID's authors: one random image of
             each class is the gallery of all others.
-        left_out: how many images of both sides are missing because they could not be read.
-        dims: how many of the first entries of embeddings are compared; None is all.
+        left_out: the number of queries and gallery images that could not be read.
+        dims: the number of first entries of embeddings that are compared; None is all.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Task:
         protocol: dataset.Protocol,
         ks: Sequence[int] | None = None,
     ) -> Task:
-        """A task with these K, or else those of the papers that the gallery is large enough for.
+        """A task with these K, or with those of the papers that the gallery is large enough for.
 
         Raises:
             InputError: a K exceeds the size of the gallery.
@@ -99,7 +99,7 @@ def tasks_of(choice: dataset.Choice, ks: Sequence[int] | None = None) -> list[Ta
     """The published evaluation of a data set; VehicleID has three, the large one first.
 
     Raises:
-        InputError: the data set is unknown or not there, or a K exceeds a gallery.
+        InputError: the data set is unknown or not here, or a K exceeds a gallery.
     """
     name, protocol = choice.name, choice.protocol
     if choice.query_gallery:

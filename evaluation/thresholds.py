@@ -4,10 +4,10 @@
     thresholds.verdict(0.83)                         # of any two images
     thresholds.in_index(10_000).verdict(0.83)        # of an image and one it found among 10,000
 
-A pair of images and what a query finds are two questions. Of 10,000 images of other classes the
-nearest is far nearer than any one of them, so a cosine that one different pair in 1,000 reaches is
-reached in such an index for nearly every query. `Thresholds` speak of pairs; `in_index` gives those
-that speak of what a query finds.
+Pairs of images and results of a query need different thresholds. A cosine that one in 1,000
+different pairs reaches is reached by nearly every query in an index of 10,000 images of other
+classes, because the nearest of so many is very near. `Thresholds` are for pairs; `in_index` gives
+those for results of a query.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from utils import counted, damage_in_words, plain_number
 if TYPE_CHECKING:
     from net import EmbeddingNet
 
-FALSE_FOUND = 0.05  # queries without a right answer that may be told "same", see `in_index`
-WORST = 0.2  # a rate above is no recommendation
-TOLERANCE = 1e-9  # of rates, for rounding
+FALSE_FOUND = 0.05  # share of queries without a right answer that may get "same", see `in_index`
+WORST = 0.2  # thresholds with a higher error rate are not recommended
+TOLERANCE = 1e-9  # for rounding errors of rates
 
 Verdict = Literal["same", "unsure", "different"]
 
@@ -59,19 +59,18 @@ def _number(value: float | None) -> float:
 
 @dataclass(frozen=True)
 class Found:
-    """What queries found among the images of an index, where their class was in it and not.
+    """What queries found in an index, with and without images of their own class.
 
     Attributes:
-        images: what a query searched there once its class was left out, on average.
-        queries: how many searched it.
-        same: (rate, cosine, low, high), the rates falling: that share of the queries, had nothing
-            of their class been in the index, would have found an image at or above the cosine; and
-            its 95 % interval.
-        different: below it lies the nearest image of the query's class, for a share `missed` of the
-            queries that have one.
+        images: the mean number of images that a query searched, without those of its class.
+        queries: the number of queries.
+        same: (rate, cosine, low, high), by decreasing rate: the share of the queries that find an
+            image of another class at or above this cosine, and the 95 % interval of the share.
+        different: a cosine. For the share `missed` of the queries that have an image of their class
+            in the index, the nearest of these is below it.
         missed: see `different`.
-        right: the share of those queries whose nearest image of their class is at or above the
-            cosine of each entry of `same`.
+        right: for each entry of `same`, the share of those queries whose nearest image of their
+            class is at or above its cosine.
     """
 
     images: int
@@ -84,19 +83,20 @@ class Found:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """From `same` on two images are "same", below `different` "different", else "unsure".
+    """Cosines from `same` on mean "same", those below `different` "different", others "unsure".
 
     Attributes:
-        same, different: cosines, `different` <= `same`; `same` is inf where nothing is called so.
+        same, different: cosines, `different` <= `same`; `same` is inf if nothing is called "same".
         false_same: the share of different pairs that are called "same".
         false_different: the share of same pairs that are called "different".
-        found_same, found_different: the share of the same pairs, and of the different ones, that
-            are called what they are.
-        title: what they were measured on. images, classes, same_pairs, different_pairs: of it.
+        found_same, found_different: the shares of same pairs called "same", and of different pairs
+            called "different".
+        title: the data they were measured on; images, classes, same_pairs, different_pairs: the
+            sizes of these data.
         network: the fingerprint of the network they belong to, see `networks.fingerprint_of`.
-        index_size: None where the shares are of pairs; else they are of queries that search an
-            index of so many images.
-        found: what `in_index` goes by; None where nothing was searched.
+        index_size: None if the shares are of pairs; otherwise they are of queries in an index of
+            this many images.
+        found: the measurements that `in_index` uses; None if no search was measured.
     """
 
     same: float
@@ -131,21 +131,21 @@ class Thresholds:
         )
 
     def in_index(self, size: int) -> Thresholds:
-        """Those for what a query finds among `size` images: `same` is wrong for 5 in 100 queries.
+        """The thresholds for results of a query among `size` images.
 
-        That is of queries that have nothing of their class in the index; `different` is wrong for
-        `found.missed` of those that have. An index of G' images, where G of other classes were
-        measured, has the rate 1 - (1 - rate)^(G'/G), as if it were searched in parts; one of fewer
-        images counts as the one measured. Where too few queries were measured for so low a rate, it
-        is the lowest that they carry, and `false_same` says it; where even that is above 1 in 5,
-        `same` is inf.
+        `same` is wrong for 5 in 100 queries that have no image of their class in the index, and
+        `different` for the share `found.missed` of those that have one. If G images of other
+        classes were measured, an index of G' images has the rate 1 - (1 - rate)^(G'/G), as if it
+        were searched in parts; a smaller index counts as the measured one. If too few queries were
+        measured for such a low rate, the lowest that can be measured takes its place, and
+        `false_same` is that rate; if even that is above 1 in 5, `same` is inf.
 
-        Where the two cosines cross, which leaves nothing unsure, both are their mean. What was
-        measured nearest to it then stands on the safe side: `same` is wrong for at most so many,
-        and right for at least so many.
+        If the two cosines cross, so that nothing would be unsure, both become their mean. The rates
+        are then bounds, from the nearest measurements on the safe side: `same` is wrong for at most
+        `false_same`, and right for at least `found_same`.
 
         Raises:
-            ValueError: nothing was searched when they were measured.
+            ValueError: no search was measured.
         """
         if self.found is None:
             raise ValueError("these thresholds were measured on pairs alone")
@@ -192,7 +192,7 @@ class Thresholds:
         """From the values of `as_dict`; unknown entries, of a newer version, are ignored.
 
         Raises:
-            KeyError, TypeError, ValueError: they are something else.
+            KeyError, TypeError, ValueError: they are not such values.
         """
         known = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
         known["same"] = math.inf if content["same"] is None else float(content["same"])
@@ -212,13 +212,13 @@ RATES = ("false_same", "false_different", "found_same", "found_different")
 
 
 def thresholds_of(path: str | Path, network: EmbeddingNet | None = None) -> Thresholds | None:
-    """The thresholds that a run has measured for the network of a run folder or a checkpoint in it.
+    """The thresholds that a run measured for the network of its folder, or of a checkpoint in it.
 
-    None where it has measured none, or measured them for other weights than these: those of another
-    checkpoint, say, or the raw ones of a run that kept a running mean.
+    None if it measured none, or only for other weights than these: those of another checkpoint,
+    say, or the raw ones of a run that kept a running mean.
 
     Args:
-        network: the one at `path`, where it is already open.
+        network: the network at `path`, if it is already open.
 
     Raises:
         InputError: there is no network at `path`, or results.json is damaged.

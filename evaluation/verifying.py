@@ -1,15 +1,15 @@
-"""Verification metrics over all pairs of a task's images, and the thresholds they recommend.
+"""Verification metrics over all pairs of a task's images, and thresholds recommended by them.
 
-The rule, for any two images:
+The rule for any two images:
 
 same        from the lowest cosine that at most 1 in 1,000 different pairs reach
-different   below the highest cosine that at most 5 in 100 same pairs stay below
+different   below the highest cosine that at most 5 in 100 same pairs are below
 
-and for a query and what it finds among so many images (`Thresholds.in_index`):
+The rule for results of a query in an index (`Thresholds.in_index`):
 
 same        from the lowest cosine that the nearest image reaches for at most 5 in 100 queries that
-            have nothing of their class there
-different   below the highest cosine that the nearest image of the query's class stays below for at
+            have no image of their class in the index
+different   below the highest cosine that the nearest image of the query's class is below for at
             most 5 in 100 queries
 
 If there are too few pairs or queries to measure such a rate, the lowest that can be measured is
@@ -41,10 +41,11 @@ from metrics.verification import (
     lowest_rate,
 )
 
-FALSE_SAME = 1e-3  # different pairs that are called the same
-MISSED = 0.05  # same pairs, or right images that a search finds, that are called different
+FALSE_SAME = 1e-3  # share of different pairs that are called "same"
+MISSED = 0.05  # share of same pairs, or of right results of a search, that are called "different"
 SEARCHED = [5e-1, 3e-1, 2e-1, 1e-1, 5e-2, 3e-2, 2e-2, 1e-2, 5e-3, 3e-3, 2e-3, 1e-3]
-"""Rates at which queries without a right answer find something: what a search is measured at."""
+"""The error rates at which a search is measured: shares of queries without a right answer that find
+an image."""
 
 
 class Verification(NamedTuple):
@@ -68,7 +69,7 @@ def verify(
 
     Args:
         embeddings: (N, d) of the queries. gallery: (G, d), if the task has one.
-        seed: of the bootstrap. network: the fingerprint of the network.
+        seed: for the bootstrap. network: the fingerprint of the network.
 
     Raises:
         ValueError: the embeddings are not finite.
@@ -94,7 +95,7 @@ def recommended(
     same = least_accepting(pairs.different, allowed(different_pairs, wrong))
     different = greatest_missing(pairs.same, allowed(same_pairs, missed))
     if same < different:
-        same = different = (same + different + 1) // 2  # not below `same`, where pairs are listed
+        same = different = (same + different + 1) // 2  # >= `same`: lower pairs are not listed
     by_class, every = pairs.same_by_class(same, different), pairs.of_one_class
     above, below = pairs.different[same:].sum(), pairs.different[:different].sum()
     confused, count = float(above) / different_pairs, len(pairs.classes)
@@ -166,7 +167,7 @@ def searched(pairs: PairCounts, seed: int = 1) -> Found | None:
     """What queries find with and without their class in the gallery; None if they are too few.
 
     Args:
-        seed: of the bootstrap over the queries' classes; the gallery stays.
+        seed: for the bootstrap over the queries' classes; the gallery stays the same.
     """
     wrong = pairs.nearest_different[pairs.nearest_different >= 0].long()
     right = pairs.nearest_same[pairs.nearest_same >= 0].long()
