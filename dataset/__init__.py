@@ -1,4 +1,4 @@
-"""Data sets by name: `load("cub", "data", "train")` finds the images in any known layout."""
+"""Data sets by name: `load("cub", "data", "train")` finds its images in any known layout."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ FILES = (
     "inshop",
     "vid",
 )
-"""The files of this folder that hold a `DATA_SET`; a new one costs its file and a line here."""
+"""The files of this folder with a `DATA_SET`; a new data set needs its file and a line here."""
 
 _ALL: tuple[DataSet, ...] = tuple(
     importlib.import_module(f".{name}", __name__).DATA_SET for name in FILES
@@ -63,7 +63,7 @@ def find(name: str) -> DataSet:
     """The data set of a name: one of NAMES in any letter case, `folder:PATH`, or `csv:FILE`.
 
     Raises:
-        InputError: there is none of this name; the sentence gives the nearest ones.
+        InputError: there is no such data set; the message gives the nearest names.
     """
     kind, colon, path = name.partition(":")
     if is_address(path) or is_address(name):
@@ -88,10 +88,10 @@ def find(name: str) -> DataSet:
 
 
 def spelt(name: str) -> str:
-    """The one spelling of a data set's name: `CUB-200` is `cub`, `folder:./own/` is `folder:own`.
+    """A data set's name in standard spelling: `CUB-200` → `cub`, `folder:./own/` → `folder:own`.
 
     Raises:
-        InputError: there is none of this name.
+        InputError: there is no data set of this name.
     """
     entry, (kind, _, path) = find(name), name.partition(":")
     return f"{kind.lower()}:{a_place(path)}" if isinstance(entry, OwnData) else entry.name
@@ -102,10 +102,10 @@ def load(name: str, root: str | Path = ROOT, split: str = "train", **options: An
 
     Args:
         name: see `find`. root: the folder that holds the data sets.
-        split: "train" or "eval" (the held-out classes); in data sets with a gallery of their own
-            also "query" and "gallery", and "eval" is both.
-        options: `size` of vid ("small", "medium", "large"); `eval_classes`, `seed` and `trained` of
-            own images that do not say what is held out. None stands for the default.
+        split: "train" or "eval" (the held-out classes); in data sets with a separate gallery also
+            "query" and "gallery", and "eval" is both.
+        options: `size` for vid ("small", "medium", "large"); `eval_classes`, `seed` and `trained`
+            for the user's own images that do not say what is held out. None is the default.
 
     Raises:
         InputError: unknown name, split or option; not found, empty or damaged; a single class.
@@ -124,7 +124,7 @@ def load(name: str, root: str | Path = ROOT, split: str = "train", **options: An
 
 
 def _refuse_one_class(images: ImageSet, name: str, why: str = "has") -> None:
-    """Raises InputError where there is a single class: nothing could be wrong, nor learned."""
+    """Raise InputError if there is only one class: no answer could be wrong, nothing be learned."""
     if images.num_classes > 1:
         return
     side = "training" if images.split == "train" else "evaluation"
@@ -142,18 +142,19 @@ def protocol(name: str) -> Protocol:
 
 @dataclass(frozen=True)
 class Choice:
-    """The data that a run asks for; `load` gives a split of them.
+    """The data of a run, as its options choose them; `load` gives a split.
 
     Attributes:
         name: see `find`. root: the folder that holds the data sets.
-        eval_classes, split_seed: which share of the classes of the user's own images is held out,
-            and which ones; None stands for the default.
-        ratio_classes: only this share of the classes of each split is used, the first ones.
+        eval_classes, split_seed: the share of the classes of the user's own images that is held
+            out, and the seed that draws them; None is the default.
+        ratio_classes: the share of the classes of each split that is used, the first ones.
         exif: "apply" turns pictures as their EXIF orientation says, "ignore" takes the pixels as
             they are stored.
-        place: where the user's own images lie, if the path in `name` does not lead there from here.
-        trained: names of the classes that a network was trained on. Where a draw would hold some of
-            them out, because classes came or went since, all others are held out instead.
+        place: where the user's own images are, if the path in `name` does not lead there from the
+            current folder.
+        trained: names of the classes that a network was trained on. If a draw would hold out some
+            of them, because classes were added or removed since, all other classes are held out.
     """
 
     name: str
@@ -167,7 +168,7 @@ class Choice:
 
     @classmethod
     def of(cls, options: Options) -> Choice:
-        """The data that resolved options ask for."""
+        """The data that resolved options choose."""
         return cls(
             options.dataset,
             options.data_root,
@@ -184,20 +185,20 @@ class Choice:
 
     @property
     def found_by(self) -> str:
-        """The name that leads to the images from here."""
+        """The name by which the images are found from the current folder."""
         if self.place is None:
             return self.name
         return f"{self.name.partition(':')[0]}:{self.place}"
 
     @property
     def is_gone(self) -> bool:
-        """Whether these are the user's own images, and nothing lies where they are said to."""
+        """Whether these are the user's own images, and their path does not exist."""
         entry = find(self.found_by)
         return isinstance(entry, OwnData) and is_gone(entry.path)
 
     @property
     def query_gallery(self) -> bool:
-        """Whether queries search in a gallery of their own.
+        """Whether queries search in a separate gallery.
 
         Raises:
             InputError: unknown name; the user's own images cannot be used.
@@ -206,7 +207,7 @@ class Choice:
 
     @property
     def never_held_out(self) -> frozenset[str]:
-        """`trained`, where a draw would hold some of them out; else empty.
+        """`trained`, if a draw would hold some of them out; otherwise empty.
 
         Raises:
             InputError: the user's own images cannot be used.
@@ -218,9 +219,9 @@ class Choice:
         return self.trained if drawn else frozenset()
 
     def of_other_data(self, name: str, root: str | Path) -> Choice:
-        """The same question about images elsewhere, such as those of `evaluate.py --dataset`.
+        """The same choice for other data, such as those of `evaluate.py --dataset`.
 
-        Which classes are held out goes with it, unless the other data say that themselves.
+        It keeps which classes are held out, unless the other data say that themselves.
 
         Raises:
             InputError: unknown name; the user's own images cannot be used.

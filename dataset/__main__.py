@@ -116,8 +116,8 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _held_out_by_a_run(entry: OwnData) -> dict[str, float]:
-    """The share of the classes that training would hold out; {} where the data say what is."""
-    with contextlib.suppress(InputError):  # which the check itself reports
+    """The share of the classes that training would hold out; {} if the data define the splits."""
+    with contextlib.suppress(InputError):  # the check itself will report it
         share = entry.share_held_out()
         return {} if share is None else {"eval_classes": share}
     return {}

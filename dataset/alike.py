@@ -1,17 +1,17 @@
-"""Near duplicates: the same picture once more, in another size, recompressed, cropped or brighter.
+"""Near duplicates: the same picture again, in another size, recompressed, cropped or brighter.
 
-Two steps find them among two lists of images, of which a thumbnail of 32 x 32 pixels is looked at.
+They are found between two lists of images by their thumbnails of 32 x 32 pixels, in two steps:
 
-1. A perceptual hash: the signs of the 63 lowest frequencies of the thumbnail's luminance against
-   their median (a cosine transform, as in Zauner, "Implementation and Benchmarking of Perceptual
-   Image Hash Functions", 2010). For each image of one list the few of the other whose hash differs
-   in the fewest bits are candidates.
-2. Each pair of candidates is registered: the shift and scale along both axes, and the contrast and
-   brightness, that bring one thumbnail onto the other (Gauss-Newton on the squared difference, as
-   in Lucas and Kanade, 1981). They are near duplicates where hardly anything remains, anywhere.
+1. A perceptual hash: whether each of the 63 lowest frequencies of the thumbnail's luminance is
+   above their median (a cosine transform, as in Zauner, "Implementation and Benchmarking of
+   Perceptual Image Hash Functions", 2010). The candidates for an image of one list are the few
+   images of the other whose hashes differ from its own in the fewest bits.
+2. Each pair of candidates is registered by the shift and scale along both axes, and the contrast
+   and brightness, that best map one thumbnail onto the other (Gauss-Newton on the squared
+   difference, as in Lucas and Kanade, 1981). A pair are near duplicates if hardly any difference
+   remains anywhere.
 
-The hash alone cannot tell drawings on a white ground from each other; what remains after the
-registration can.
+The hash alone cannot tell drawings on white from each other; the remaining difference can.
 """
 
 from __future__ import annotations
@@ -25,30 +25,31 @@ from PIL import Image
 SIDE = 32  # pixels of a thumbnail
 _LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
 _LOW = 8  # frequencies along each axis
-BITS = 18  # of 63 in which candidates differ at most
+BITS = 18  # candidates differ in at most so many bits of 63
 _CANDIDATES = 4  # for each image
-_COARSE, _SIMILAR = 8, 0.8  # side of a coarser look, and the correlation that it asks for
-_ROUNDS, _STEP = 8, 0.1  # of the registration, and what one may change
-_MOVED = 0.25  # by how much pictures may be scaled or shifted (2 is a whole side)
+_COARSE, _SIMILAR = 8, 0.8  # side of coarser thumbnails, and the correlation that they must have
+_ROUNDS, _STEP = 8, 0.1  # of the registration, and the largest change in each
+_MOVED = 0.25  # the most that pictures may be scaled or shifted (2 is a whole side)
 _CONTRAST = (0.5, 2.0)
 _BLOCK = 4  # pixels
-# What may remain, as a share of the contrast: over all, and in the worst block. Of 300 photographs
-# cropped by up to 5 % a side, halved, brightened by a fifth and saved at quality 50, 99 % are below
-# 0.21 and 0.56; of the same brightened alone, where white is cut off, 0.24 and 0.62.
+# The difference that may remain, as a share of the contrast: overall, and in the worst block. Of
+# 300 photographs cropped by up to 5 % on each side, halved, brightened by a fifth and saved at
+# quality 50, 99 % are below 0.21 and 0.56; of the same photographs only brightened, which clips
+# white, 99 % are below 0.24 and 0.62.
 _REMAINS, _REMAINS_ANYWHERE = 0.22, 0.5
-_FLAT = 4.0  # levels of 255: what varies less than this shows nothing
+_FLAT = 4.0  # levels of 255: thumbnails that vary less show nothing
 _AT_ONCE = 256
-LOOKED_AT = 40_000  # pairs at most: a minute of one core
+REGISTERED = 40_000  # pairs at most: a minute on one core
 
 
 def thumbnail(pixels: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 → (32, 32, 3) uint8: all of the picture, whatever its proportions."""
+    """(H, W, 3) uint8 → (32, 32, 3) uint8: the whole picture, stretched to a square."""
     small = Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BOX, reducing_gap=2.0)
     return np.asarray(small)
 
 
 class Pair(NamedTuple):
-    """Places in the two lists, and what remains of the difference, as a share of the contrast."""
+    """Indices in the two lists, and the remaining difference as a share of the contrast."""
 
     first: int
     second: int
@@ -58,21 +59,21 @@ class Pair(NamedTuple):
 def near_duplicates(
     first: np.ndarray, second: np.ndarray, progress: Callable[[int], None] | None = None
 ) -> list[Pair]:
-    """The images of one list that are near duplicates of one in the other, the most alike first.
+    """Near duplicates between two lists of images, the most similar pairs first.
 
     Args:
         first, second: thumbnails (N, 32, 32, 3) and (M, 32, 32, 3).
-        progress: is given how many of `first` are done, in proportion.
+        progress: called with the work done as a number of images of `first`.
 
     Returns:
-        for each image of `first` the image of `second` that it is most like, where there is one.
+        The most similar near duplicate in `second` of each image of `first` that has one.
     """
     if not len(first) or not len(second):
         return []
     found: dict[int, Pair] = {}
     rows, columns = _candidates(hashes(first), hashes(second), progress)
     alike = _correlations(first, rows, second, columns)
-    order = np.argsort(-alike, kind="stable")[:LOOKED_AT]
+    order = np.argsort(-alike, kind="stable")[:REGISTERED]
     order = order[alike[order] >= _SIMILAR]
     rows, columns = rows[order], columns[order]
     for part in _parts(len(rows), _AT_ONCE):
@@ -95,7 +96,7 @@ def _cosines() -> np.ndarray:
 
 
 def hashes(thumbnails: np.ndarray) -> np.ndarray:
-    """(N, 32, 32, 3) → (N,) uint64: two pictures are the more alike the fewer bits differ."""
+    """(N, 32, 32, 3) → (N,) uint64; the hashes of similar pictures differ in few bits."""
     basis = _cosines()
     found = [np.empty(0, np.uint64)]
     for part in _parts(len(thumbnails), 4096):
@@ -110,9 +111,9 @@ def hashes(thumbnails: np.ndarray) -> np.ndarray:
 def _candidates(
     first: np.ndarray, second: np.ndarray, progress: Callable[[int], None] | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Places in both lists of the pairs that are worth a closer look."""
+    """Indices in both lists of the candidate pairs."""
     rows, columns = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    # Row by row, because what fits the processor's cache is compared ten times as fast.
+    # Row by row, which is ten times as fast because a row fits the processor's cache.
     bits, different = np.empty_like(second), np.empty(len(second), np.uint8)
     for row, value in enumerate(first):
         _count_bits(np.bitwise_xor(value, second, out=bits), different)
@@ -127,7 +128,7 @@ def _candidates(
 
 
 def _count_bits(values: np.ndarray, out: np.ndarray) -> None:
-    """How many bits of each uint64 are set."""
+    """Write the number of set bits of each uint64 to `out`."""
     if hasattr(np, "bitwise_count"):  # NumPy 2
         np.bitwise_count(values, out=out)
     else:
@@ -137,7 +138,7 @@ def _count_bits(values: np.ndarray, out: np.ndarray) -> None:
 def _correlations(
     first: np.ndarray, rows: np.ndarray, second: np.ndarray, columns: np.ndarray
 ) -> np.ndarray:
-    """How alike the candidates are at 8 x 8 pixels, where most turn out not to be."""
+    """Correlations of the candidates at 8 x 8 pixels, which rule out most of them."""
     found = [np.empty(0, np.float32)]
     for part in _parts(len(rows), 4096):
         product = _coarse(first[rows[part]]) * _coarse(second[columns[part]])
@@ -158,11 +159,11 @@ def _parts(total: int, size: int) -> Iterator[slice]:
     return (slice(start, min(total, start + size)) for start in range(0, total, size))
 
 
-# --- the closer look ------------------------------------------------------------------------------
+# --- registration ---------------------------------------------------------------------------------
 
 
 def _what_remains(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """(n,) what remains between pairs of thumbnails once they are registered; inf: too much."""
+    """(n,) the difference of pairs of thumbnails that remains after registration; inf: too much."""
     still, moved = _smooth(first), _smooth(second)
     where = _registered(still @ _LUMINANCE, moved @ _LUMINANCE)
     warped, inside = _warped(moved, where), _inside(where)[..., None]
@@ -182,12 +183,12 @@ def _what_remains(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def _varies(images: np.ndarray) -> np.ndarray:
-    """(n,) by how much the channel that varies most does so; 0 for a plain colour."""
+    """(n,) the standard deviation of the channel that varies most; 0 for a plain colour."""
     return images.std(axis=(1, 2)).max(axis=1)
 
 
 def _smooth(images: np.ndarray) -> np.ndarray:
-    """Images (n, 32, 32, 3) without the finest detail, on which a crop leaves no pixel as it is."""
+    """Images (n, 32, 32, 3) without the finest detail, which every crop changes."""
     images = images.astype(np.float32)
     for axis in (1, 2):
         ends = [(1, 1) if each == axis else (0, 0) for each in range(4)]
@@ -197,13 +198,13 @@ def _smooth(images: np.ndarray) -> np.ndarray:
     return images
 
 
-# Where a picture is looked at: y → scale · y + shift, from its centre, and x likewise.
+# A sampling position: y → scale · y + shift, from the picture's centre, and x likewise.
 _AS_IT_IS = np.array([1, 0, 1, 0], np.float32)
 _AXIS = np.linspace(-1, 1, SIDE, dtype=np.float32)
 
 
 def _registered(still: np.ndarray, moved: np.ndarray) -> np.ndarray:
-    """(n, 4) where each grey picture is to be looked at to be most like the other."""
+    """(n, 4) the sampling positions at which each grey picture is most similar to the other."""
     where = np.tile(_AS_IT_IS, (len(still), 1))
     y, x = _AXIS[None, :, None], _AXIS[None, None, :]
     down, right = np.gradient(moved, 2 / (SIDE - 1), axis=(1, 2))
@@ -224,19 +225,19 @@ def _registered(still: np.ndarray, moved: np.ndarray) -> np.ndarray:
 
 
 def _inside(where: np.ndarray) -> np.ndarray:
-    """(n, 32, 32) 1 where what is looked at lies in the picture, 0 elsewhere."""
+    """(n, 32, 32) 1 where the sampling position is inside the picture, 0 elsewhere."""
     y, x = _places(where)
     return ((np.abs(y) <= 1)[:, :, None] & (np.abs(x) <= 1)[:, None, :]).astype(np.float32)
 
 
 def _places(where: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(n, 32) each: which y and which x, from -1 to 1, are looked at."""
+    """The sampled y and x, from -1 to 1 in the picture, (n, 32) each."""
     scale_y, shift_y, scale_x, shift_x = where.T[:, :, None]
     return scale_y * _AXIS + shift_y, scale_x * _AXIS + shift_x
 
 
 def _warped(images: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """Images (n, 32, 32, …) looked at elsewhere, between the pixels in proportion."""
+    """Images (n, 32, 32, …) sampled at other positions, with linear interpolation."""
     down, across = (_interpolation(at)[:, None] for at in _places(where))
     colours = images.reshape(len(images), SIDE, SIDE, -1).transpose(0, 3, 1, 2)
     warped = down @ colours @ across.transpose(0, 1, 3, 2)
@@ -244,14 +245,14 @@ def _warped(images: np.ndarray, where: np.ndarray) -> np.ndarray:
 
 
 def _interpolation(places: np.ndarray) -> np.ndarray:
-    """(n, 32) places from -1 to 1 → (n, 32, 32) the share that each pixel has in each of them."""
+    """(n, 32) positions from -1 to 1 → (n, 32, 32) the weights of the pixels for each of them."""
     pixels = (places.clip(-1, 1) + 1) / 2 * (SIDE - 1)
     distance = np.abs(pixels[:, :, None] - np.arange(SIDE, dtype=np.float32))
     return np.maximum(0, 1 - distance)
 
 
 def _light(still: np.ndarray, warped: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """(n, 2) the contrast and brightness that bring one picture nearest to the other."""
+    """(n, 2) the contrast and brightness that make one picture most similar to the other."""
     axes = tuple(range(1, still.ndim))
     spread = (len(still), *[1] * len(axes))
     total = (inside * np.ones_like(still)).sum(axis=axes) + 1e-6

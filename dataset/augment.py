@@ -1,9 +1,9 @@
-"""What training does to pixels besides cutting them out, and how each data set is augmented.
+"""Augmentation beyond cropping, and how each data set is augmented.
 
-A view (transforms.py) says which part of an image is looked at. What follows happens on the device
-to a whole batch of views at once: `Redraw` for drawings, `Album` for photographs, `Shrunk` for the
-evaluation of drawings. Every random number comes from `transforms.uniforms`, so that it depends on
-(seed, epoch, image, visit) alone.
+A view (transforms.py) cuts a part out of an image. The changes here are then made on the device, to
+a whole batch of views at once: `Redraw` for drawings, `Album` for photographs, `Shrunk` for the
+evaluation of drawings. All random numbers come from `transforms.uniforms`, so they depend only on
+(seed, epoch, image, visit).
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from devices import on_device
 class Redraw:
     """Random geometry and colour for drawings on white: the same thing, drawn by another hand.
 
-    Never mirrors and hardly turns a picture, since for many drawings that changes what they mean.
-    All of it is batched float32 arithmetic on the device, on ink = 1 - RGB: white is zero, what
-    lies outside the picture is white, and the paper keeps its colour. 0 turns a change off.
+    Pictures are never mirrored and hardly rotated, because that changes the meaning of many
+    drawings. Everything is batched float32 arithmetic on the device, on ink = 1 - RGB: white is 0,
+    so the area outside the picture is white, and white paper stays white. 0 turns a change off.
 
     Attributes:
         scale: range of the zoom. aspect: largest log stretch of one axis against the other.
         rotation: largest angle in degrees. shift: largest shift as a share of the side.
         bend: standard deviation of a smooth random displacement, as a share of half the side.
-        outline: probability of keeping the edges alone.
+        outline: probability of keeping only the edges.
         mixing: standard deviation of the entries of a random 3×3 matrix on the colours' ink.
         grey: probability of losing all colour; saturation: range of its factor otherwise.
         ink: largest change of the amount of ink.
@@ -86,7 +86,7 @@ class Redraw:
         return ink.mul_(-255).add_(255)
 
     def _grid(self, draw: _Draws, size: int) -> torch.Tensor:
-        """Where each pixel of the result is looked up: (B, S, S, 2) x, y in -1..1.
+        """Where each pixel of the result is sampled: (B, S, S, 2) x, y in -1..1.
 
         Rotation, zoom, shift and bend are linear in fixed functions of the position, so all grids
         are one matrix product.
@@ -113,7 +113,7 @@ class Redraw:
             ink[rows] = torch.hypot(across, down).mul_(2).clamp_(max=1).expand(-1, 3, -1, -1)
 
     def _colour_matrix(self, draw: _Draws) -> torch.Tensor:
-        """(B, 3, 3): the channels mixed, their saturation and the amount of ink changed."""
+        """(B, 3, 3): mixes the channels, and changes saturation and the amount of ink."""
         mixing = np.eye(3) + self.mixing * draw.normal(9).reshape(-1, 3, 3)
         mixing = mixing / np.maximum(mixing.sum(axis=2, keepdims=True), 0.5)
         weights = draw.between((0.2, 1.2), 3)
@@ -140,18 +140,18 @@ class Redraw:
 
 @dataclass(frozen=True)
 class Album:
-    """Random geometry and colour for photographs, in the albums of the divide-and-conquer code.
+    """Random geometry and colour for photographs, like those of the divide-and-conquer code.
 
-    Deviations from it: everything follows the crop; colour is one linear map, with hue as a turn
-    about the grey axis. 0 turns a change off.
+    Deviations from it: all changes come after the crop; colour is one linear map, with hue as a
+    rotation about the grey axis. 0 turns a change off.
 
     Attributes:
-        turn: probability of a turn and shift. rotation: largest angle in degrees. shift: largest
-            shift as a share of the side. What lies outside is mirrored.
+        turn: probability of a rotation and shift. rotation: largest angle in degrees. shift:
+            largest shift as a share of the side. The area outside the picture is mirrored.
         colour: probability of a change of light, contrast, saturation (largest relative changes)
-            and hue (largest turn as a share of the circle). grey: probability of losing colour.
+            and hue (largest angle as a share of the circle). grey: probability of losing colour.
         drop: probability of black holes: 1 to `holes` rectangles with sides up to the share `hole`.
-        blur: probability of a mean over 3, 5 or 7 pixels square.
+        blur: probability of a mean over a square of 3, 5 or 7 pixels.
     """
 
     turn: float = 0.0
@@ -238,7 +238,7 @@ _LUMA = np.array([0.299, 0.587, 0.114])
 
 
 def _turns_about_grey(angles: np.ndarray) -> np.ndarray:
-    """(B,) radians → (B, 3, 3) rotations of colours about the axis of the greys."""
+    """(B,) radians → (B, 3, 3) rotations of colours about the grey axis."""
     axis = np.full(3, 3**-0.5)
     cross = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) * 3**-0.5
     cosine, sine = np.cos(angles)[:, None, None], np.sin(angles)[:, None, None]
@@ -248,8 +248,8 @@ def _turns_about_grey(angles: np.ndarray) -> np.ndarray:
 class _Draws:
     """Hands out the columns of (B, draws) uniform numbers, each once.
 
-    Everything stays on the CPU until it is needed: which images a rare change concerns is then
-    known without waiting for the GPU.
+    The numbers stay on the CPU, so that the images with a rare change are known without waiting for
+    the GPU.
     """
 
     def __init__(self, u: np.ndarray, device: torch.device) -> None:
@@ -270,16 +270,16 @@ class _Draws:
         return self.between((-reach, reach), count)
 
     def normal(self, count: int) -> np.ndarray:
-        """(B, count) standard normal: the inverse of their distribution function."""
+        """(B, count) standard normal, by the inverse of the distribution function."""
         u = np.clip(self._take(count), 1e-9, 1 - 1e-9)
         return torch.special.ndtri(torch.from_numpy(u)).numpy()
 
     def chance(self, probability: float) -> np.ndarray:
-        """(B,) bool, true with a probability."""
+        """(B,) bool, true with this probability."""
         return self._take(None) < probability
 
     def rows(self, probability: float) -> list[torch.Tensor]:
-        """The images with `chance`: one index tensor, or nothing where there are none."""
+        """The images chosen with this probability: one index tensor, or [] if there are none."""
         rows = np.flatnonzero(self.chance(probability))
         return [on_device(rows, self._device)] if len(rows) else []
 
@@ -301,10 +301,10 @@ def _position_functions(size: int, knots: int, device: torch.device) -> torch.Te
 
 @dataclass(frozen=True)
 class Shrunk:
-    """Every picture at a fixed zoom on white: how evaluation may look at drawings.
+    """Pictures at a fixed zoom on white, for the evaluation of drawings.
 
     Attributes:
-        zoom: 0.9 shows the picture at 90 % of its size; 1 leaves it.
+        zoom: 0.9 shows a picture at 90 % of its size.
     """
 
     zoom: float
@@ -321,7 +321,7 @@ class Shrunk:
 
 
 class Augmentation(NamedTuple):
-    """What training does to an image; without `crop` it is looked at as in evaluation."""
+    """The augmentation of training images; without `crop` they are cut out as in evaluation."""
 
     crop: RandomCrop | None = None
     change: Change | None = None
@@ -342,5 +342,5 @@ AUGMENTATIONS = {
     ),
     "ColorHeavy": Augmentation(RandomCrop(), Album(colour=0.8, grey=0.2)),
 }
-"""Values of `--augment`; "sec" is what the spherical-embedding code does, the last three are the
-albums of divide and conquer."""
+"""The values of `--augment`; "sec" is that of the spherical-embedding code, the last three those of
+divide and conquer."""

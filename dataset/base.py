@@ -1,4 +1,4 @@
-"""One split of a data set: which images, which classes; and what a data set says of itself."""
+"""A split of a data set (`ImageSet`), and the description of a data set (`DataSet`)."""
 
 from __future__ import annotations
 
@@ -34,27 +34,27 @@ __all__ = [
 ]
 
 ROOT = "data"
-"""The usual data root."""
+"""The default data root."""
 
 
 def root_words(root: str | Path) -> list[str]:
-    """What leads a command to a data root; nothing where it is the usual one."""
+    """The words that give a command this data root; [] if it is the default."""
     return [] if str(root) == ROOT else ["--data-root", str(root)]
 
 
 def check_command(name: str, root: str | Path = ROOT) -> str:
-    """The command that examines the data set of a name under a data root."""
+    """The command that examines a data set under a data root."""
     return f"{program('dataset')} check {as_shell(name, *root_words(root))}"
 
 
-# --- the lists ------------------------------------------------------------------------------------
+# --- image sets -----------------------------------------------------------------------------------
 
 
 class PathTable(Sequence[str]):
-    """Many strings in one bytes object, with a prefix in common.
+    """Many strings in one bytes object, with a common prefix.
 
-    A list of strings grows in every worker process: reading a Python object counts a reference,
-    which writes to its memory page and so copies it. Here a worker reads without writing.
+    Worker processes share its memory. They would copy a list of strings bit by bit, because reading
+    a Python object changes its reference count, which copies its memory page.
     """
 
     def __init__(self, strings: Iterable[str], prefix: str = "") -> None:
@@ -82,7 +82,7 @@ class PathTable(Sequence[str]):
         return (self.name(index) for index in range(len(self)))
 
     def take(self, indices: Sequence[int] | np.ndarray) -> PathTable:
-        """The table of the strings at `indices`."""
+        """A table of the strings at `indices`."""
         indices = np.arange(len(self))[np.asarray(indices, np.int64)]
         ends = self._ends[indices]
         starts = np.where(indices == 0, 0, self._ends[indices - 1])
@@ -93,7 +93,7 @@ class PathTable(Sequence[str]):
 
 
 def _encoded(name: str) -> bytes:
-    """The bytes of a file name, also of one that is not UTF-8."""
+    """The bytes of a file name, even if it is not UTF-8."""
     return name.encode("utf-8", "surrogateescape")
 
 
@@ -103,18 +103,18 @@ class ImageSet:
 
     Attributes:
         name: the data set ("cub"); split: "train", "eval", "query" or "gallery".
-        labels: (N,) int64, dense from 0; class_names[label] names a class.
-        paths: paths[i] is the file of image i, or a name such as "emoji/1f600/noto" in memory.
+        labels: (N,) int64, consecutive from 0; class_names[label] is the name of a class.
+        paths: paths[i] is the file of image i; in memory, a name such as "emoji/1f600/noto".
         groups: (N,) int64 or None; a query's own group can be left out of the gallery.
-        boxes: (N, 4) int32 x1, y1, x2, y2 (x2 and y2 exclusive; -1 where there is none) or None.
-        pixels: (N, H, W, 3) uint8 RGB when the set lives in memory, else None.
+        boxes: (N, 4) int32 x1, y1, x2, y2 (x2 and y2 exclusive; -1 for no box) or None.
+        pixels: (N, H, W, 3) uint8 RGB if the set is in memory, otherwise None.
         folds: (N,) int64 class-disjoint fold of each training image, or None.
         source: which layout was found and where, in words.
         concern: why results on these pictures cannot be compared with published ones, in words; ""
-            where nothing is known against it.
+            if there is no such reason.
         upright: whether files are turned as their EXIF orientation says (`--exif`).
-        root: the data root, where it is not the usual one.
-        given: what to call the data set by (`dataset.find`), where that is not its name.
+        root: the data root, if it is not the default.
+        given: the name by which `dataset.find` finds the data set, if it is not `name`.
     """
 
     name: str
@@ -141,7 +141,7 @@ class ImageSet:
 
     @property
     def num_classes(self) -> int:
-        """How many classes `labels` can name."""
+        """The number of classes, including those without images."""
         return len(self.class_names)
 
     @property
@@ -152,11 +152,11 @@ class ImageSet:
     def read(self, index: int) -> np.ndarray:
         """Image `index` as (H, W, 3) uint8 RGB, cut to its box (see `decode`).
 
-        Of a picture more than 32 times as long as it is wide, the centre (see `central_part`).
+        Of a very long picture, only the centre (see `central_part`).
 
         Raises:
-            BadImageError: the file is missing, unreadable or cut short, or of a kind that is not
-                taken; or the box lies outside.
+            BadImageError: the file is missing, unreadable, cut short, or of an unsupported kind; or
+                the box is outside the picture.
         """
         if self.pixels is not None:
             return self.pixels[index]
@@ -165,12 +165,12 @@ class ImageSet:
             image = decode(path, self.upright)
         except MemoryError:
             raise
-        except Exception as error:  # Pillow reports damage through a dozen unrelated types
+        except Exception as error:  # Pillow raises a dozen unrelated types for damaged files
             raise BadImageError(path, reason(error)) from error
         return central_part(image if self.boxes is None else _cut(image, self.boxes[index], path))
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> ImageSet:
-        """The images at `indices`, in that order, with labels and class names as they are."""
+        """The images at `indices`, in that order; labels and class names do not change."""
         indices = np.asarray(indices)
         indices = np.flatnonzero(indices) if indices.dtype == bool else indices.astype(np.int64)
         parts = {
@@ -180,7 +180,7 @@ class ImageSet:
         return replace(self, labels=self.labels[indices], paths=self.paths.take(indices), **parts)
 
     def select_classes(self, classes: Sequence[int] | np.ndarray) -> ImageSet:
-        """The images of `classes`, which are renumbered from 0 in the order given."""
+        """The images of `classes`, which are renumbered from 0 in this order."""
         classes = np.asarray(classes, dtype=np.int64)
         renumbered = np.full(self.num_classes, -1, np.int64)
         renumbered[classes] = np.arange(len(classes))
@@ -194,8 +194,8 @@ class ImageSet:
     def fingerprint(self) -> str:
         """16 hex digits that change with the images' names, labels, boxes, sizes or pixels.
 
-        The same on every machine that holds the same data: neither the data root nor the times of
-        the files take part. `content_fingerprint` also looks into the files.
+        They do not depend on the data root or on file times, so they are the same on every machine
+        with the same data. `content_fingerprint` also reads the files.
         """
         digest = hashlib.blake2b(digest_size=8)
         digest.update(repr((self.name, self.split, self.class_names)).encode(errors="replace"))
@@ -206,14 +206,14 @@ class ImageSet:
         return digest.hexdigest()
 
     def content_fingerprint(self, sample: int = 512) -> str:
-        """16 hex digits that change with names, labels, boxes, sizes, or what is in the files.
+        """16 hex digits that change with names, labels, boxes, sizes, or the contents of files.
 
-        Names count from the folder that all files have in common, and neither that folder, nor the
-        data set's own name, nor times take part: data that were moved or renamed are the same.
+        Names are relative to the folder that contains all files. That folder, the data set's own
+        name and file times do not count, so data that were moved or renamed stay the same.
 
         Args:
-            sample: how many files are looked into, spread evenly over the list; of each, the first
-                and the last 256 kB. A set with no more files than that is covered whole.
+            sample: how many files are read, spread evenly over the list; the first and the last
+                256 kB of each. In a set with no more files, all are read.
         """
         digest = hashlib.blake2b(digest_size=8)
         digest.update(repr((self.split, self.class_names)).encode(errors="surrogateescape"))
@@ -233,7 +233,7 @@ class ImageSet:
                 digest.update(np.ascontiguousarray(array))
 
     def missing(self) -> list[str]:
-        """The paths that lead to no file: nothing, a folder, a named pipe; each once."""
+        """The paths that are no files (missing, a folder, a named pipe), each once."""
         if self.pixels is not None:
             return []
         modes = known_statuses(self.paths)["mode"]
@@ -242,7 +242,7 @@ class ImageSet:
 
 
 def _below_common_folder(paths: PathTable) -> Iterator[str]:
-    """The paths as `paths.names()`, absolute ones from the folder that they have in common."""
+    """`paths.names()`, with absolute paths relative to their common folder."""
     if paths.prefix or not all(os.path.isabs(name) for name in paths.names()):  # noqa: PTH117
         return paths.names()
     folder = os.path.commonpath([os.path.dirname(name) for name in paths.names()])  # noqa: PTH120
@@ -250,12 +250,12 @@ def _below_common_folder(paths: PathTable) -> Iterator[str]:
 
 
 def _sizes(paths: PathTable) -> np.ndarray:
-    """(N,) the files' sizes in bytes, -1 for one that is missing."""
+    """(N,) the sizes of the files in bytes, -1 for missing ones."""
     return np.ascontiguousarray(known_statuses(paths)["size"])
 
 
 def _content_digest(path: str, part: int = 1 << 18) -> bytes:
-    """A hash of the beginning and the end of a file; zeros where it cannot be read."""
+    """A hash of the beginning and the end of a file; zeros if it cannot be read."""
     digest = hashlib.blake2b(digest_size=8)
     try:
         need_file(path)
@@ -281,20 +281,20 @@ def _cut(image: np.ndarray, box: np.ndarray, path: str) -> np.ndarray:
     return part
 
 
-# --- what a data set says about itself ------------------------------------------------------------
+# --- data sets ------------------------------------------------------------------------------------
 
 SPLITS = ("train", "eval", "query", "gallery")
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How the papers use a data set: what is reported, what goes into the network.
+    """How the papers use a data set: what they report, and what the network's input is.
 
     Attributes:
         ks: the K of the reported R@K.
         pretrained: the default of `--pretrained`. image_size: side of the network's input, pixels.
         augment: the training augmentation that suits the pictures.
-        group_name: what `ImageSet.groups` stands for, or None.
+        group_name: what a group in `ImageSet.groups` is, or None.
         sizes: names of the alternative "eval" lists (`load(..., size=...)`), largest first.
     """
 
@@ -308,12 +308,12 @@ class Protocol:
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What a backbone wants to be fed.
+    """The input that a backbone expects.
 
-    An image, channels in the order `color`, values in 0..`scale`, is normalised by
+    An image with channels in the order `color` and values in 0..`scale` is normalised by
     (image - mean) / std; `mean` and `std` are in the order of `color`. At test time its short side
-    is brought to `resize` pixels and its centre, `size` pixels square, is cut out. All resizing is
-    antialiased, bilinear or `cubic`.
+    is resized to `resize` pixels, and the central square of `size` pixels is cut out. All resizing
+    is antialiased, bilinear or `cubic`.
     """
 
     color: str = "RGB"
@@ -326,17 +326,17 @@ class InputSpec:
 
 
 class DataSet(ABC):
-    """One entry of the list of data sets.
+    """A data set that can be loaded by its name.
 
     Attributes:
-        protocol: how the papers use it; known without looking at the images.
-        query_gallery: queries search in a gallery of their own (splits "query" and "gallery");
+        protocol: how the papers use it; known without reading the images.
+        query_gallery: whether queries search in a separate gallery (splits "query" and "gallery");
             otherwise every image of "eval" searches among the others.
-        options: what `load` takes beside the split.
-        published: (images, classes) of each split, keyed by `title`; None where nobody says.
-        longest_side: of the published pictures, in pixels; None where they vary.
+        options: the names of options of `load`, besides the split.
+        published: (images, classes) of each split, by its `title`; None for unknown numbers.
+        longest_side: that of the published pictures, in pixels; None if it varies.
         origin: where to get it and under which licence, in a few sentences.
-        tree: the arrangement of files to aim at, as text.
+        tree: the recommended arrangement of its files, as text.
     """
 
     name: str
@@ -354,16 +354,16 @@ class DataSet(ABC):
         """The images of `split` under the data root; see `dataset.load`."""
 
     def title(self, split: str, **options: Any) -> str:
-        """What a split is called in tables: its name, and which of several where there are."""
+        """The name of a split in tables, with the option that chooses one of several lists."""
         return split
 
     @property
     def place(self) -> Path | None:
-        """Where the user's own images lie, as an absolute path; None for what the root holds."""
+        """The absolute path of the user's own images; None for data sets under the data root."""
         return None
 
     def lies_under(self, root: Path) -> bool:
-        """Whether a data root is where it is looked for; a root that has none of it counts too."""
+        """Whether the data set is searched under a data root, even if it is not there."""
         return True
 
     def variants(self) -> list[dict[str, Any]]:
@@ -372,11 +372,11 @@ class DataSet(ABC):
         return [{"split": split} for split in ("train", *evaluated)]
 
     def changed_files(self, root: Path) -> list[Path]:
-        """Files whose published checksum is known and not theirs."""
+        """Files whose checksum differs from the published one."""
         return []
 
     def check_split(self, split: str) -> None:
-        """Raises InputError unless the data set has a split of this name."""
+        """Raise InputError unless the data set has a split of this name."""
         known = SPLITS if self.query_gallery else SPLITS[:2]
         if split not in known:
             raise InputError(
@@ -384,7 +384,7 @@ class DataSet(ABC):
             )
 
     def count_differences(self, title: str, images: int, classes: int) -> str:
-        """How counts differ from the published ones, in words; empty when they do not."""
+        """How counts differ from the published ones, in words; "" if they do not."""
         expected = self.published.get(title, (None, None))
         found = (images, classes)
         parts = [
@@ -396,7 +396,7 @@ class DataSet(ABC):
 
 
 def why_unreadable(images: ImageSet, index: int) -> str | None:
-    """Why an image cannot be read; None where it can."""
+    """Why an image cannot be read; None if it can."""
     try:
         images.read(index)
     except BadImageError as error:

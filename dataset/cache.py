@@ -1,9 +1,9 @@
-"""Pixels of decoded image files, kept on disk: `--decode cache`.
+"""A cache of decoded images on disk: `--decode cache`.
 
-Every image is decoded once, its short side brought to `--cache-size` pixels, and written as uint8
-into shards (shards.py, shard_building.py) that are memory-mapped afterwards. With the evaluation's
-own short side (256) the evaluation sees exactly what decoding each file would give it; training
-crops come from the smaller image.
+Every image is decoded once, its short side is resized to `--cache-size` pixels, and it is written
+as uint8 into shards (shards.py, shard_building.py), which are memory-mapped later. If that is the
+evaluation's short side (256), evaluation gets exactly the pixels that decoding every file would
+give; training crops are cut from the resized image.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from dataset.shards import Shard, damaged, pixels_at, places_of, shards_in, used
 from dataset.transforms import with_short_side
 from utils import InputError
 
-MAPPED = 128  # shards that are open at a time; a process may often have no more than 256 files
-_FORMAT = 3  # 2: a folder for each list of images
+MAPPED = 128  # shards that are open at a time; many processes may only have 256 open files
+_FORMAT = 3  # 2 had a folder for each list of images
 
 
 def open_cache(images: ImageSet, size: int = 256, folder: str | Path | None = None) -> Cache:
-    """The cache of an image set, made or brought up to date first.
+    """The cache of an image set, which is first made or updated.
 
     Args:
-        size: short side of the kept images in pixels. folder: where caches are kept.
+        size: short side of the cached images in pixels. folder: where caches are stored.
 
     Raises:
         MachineError: the folder cannot be written, or the disk is full.
@@ -41,16 +41,16 @@ def open_cache(images: ImageSet, size: int = 256, folder: str | Path | None = No
     folder /= name_of(images, _FORMAT, size, size=size)
     shards = shards_in(folder)
     places = places_of(images, shards)
-    mended = _mended(images, shards, places)
-    if mended or (places < 0).any() or damaged(used(shards, places)):
-        shards, places = update(folder, images, size, mended)
+    repaired = _readable_now(images, shards, places)
+    if repaired or (places < 0).any() or damaged(used(shards, places)):
+        shards, places = update(folder, images, size, repaired)
     return Cache(images, size, shards, places)
 
 
-def _mended(images: ImageSet, shards: Sequence[Shard], places: np.ndarray) -> list[int]:
-    """Images that could not be read when the cache was made, and now can be, from the same files.
+def _readable_now(images: ImageSet, shards: Sequence[Shard], places: np.ndarray) -> list[int]:
+    """Images that could not be read when the cache was made, but now can, from the same files.
 
-    A disk may have been away, or a package that reads their format may be installed since.
+    A disk may have been offline, or a package for their format may have been installed since.
     """
     placed = zip(range(len(images)), *places.T.tolist(), strict=True)
     failed = [
@@ -60,10 +60,11 @@ def _mended(images: ImageSet, shards: Sequence[Shard], places: np.ndarray) -> li
 
 
 class Cache:
-    """The pixels of an image set, each with its short side at `size`; what `open_cache` gives.
+    """The cached pixels of an image set; `open_cache` makes one.
 
     Args:
-        places: (N, 2) the number of the shard, and the row in it, of each image.
+        size: the short side of each image in pixels.
+        places: (N, 2) the number of each image's shard, and its row there.
     """
 
     def __init__(
@@ -78,11 +79,11 @@ class Cache:
             here = self._shard == number
             self.shapes[here] = shards[number].shapes[self._row[here]]
             self._starts[here] = shards[number].starts()[self._row[here]]
-        # A mapped file is an open one. Mapping one again costs far less than cutting an image.
+        # A mapped file counts as open. Mapping it again takes far less time than cutting an image.
         self._pixels = lru_cache(MAPPED)(lambda number: shards[number].map())
         for number in np.unique(self._shard)[:MAPPED].tolist():
             with contextlib.suppress(FileNotFoundError):
-                self._pixels(number)  # so that it stays when another run removes it
+                self._pixels(number)  # a mapped shard stays readable if another run removes it
 
     def __len__(self) -> int:
         return len(self.shapes)
@@ -103,7 +104,7 @@ class Cache:
         """All pixels in the device's memory.
 
         Raises:
-            InputError: they do not fit; or what is not kept any more is not as it was.
+            InputError: they do not fit; or a shard is gone and a file of its images has changed.
         """
         ends = np.cumsum(self.shapes.prod(axis=1) * 3)
         check_room(int(ends[-1]), device, self.images)
@@ -112,16 +113,17 @@ class Cache:
         for first, last in self._runs():
             pixels = self._kept(first, last)
             if pixels is None:
-                pixels = np.concatenate([self._as_it_was(each) for each in range(first, last + 1)])
+                again = [self._decoded_again(each) for each in range(first, last + 1)]
+                pixels = np.concatenate(again)
             start, end = end, int(ends[last])
             store[start:end] = torch.from_numpy(pixels)
         return PixelStore(store.view(-1, 3), self.shapes)
 
     def _kept(self, first: int, last: int) -> np.ndarray | None:
-        """The bytes of the images `first` to `last`, which lie one behind the other in a shard.
+        """The bytes of the images `first` to `last`, which are consecutive in a shard.
 
-        None where the shard is gone: another run has packed it into a new one before it was opened
-        here.
+        None if the shard is gone, because another run packed it into a new one before this one
+        opened it.
         """
         try:
             pixels = self._pixels(int(self._shard[first]))
@@ -129,8 +131,8 @@ class Cache:
             return None
         return pixels[self._starts[first] : self._starts[last] + self.shapes[last].prod() * 3]
 
-    def _as_it_was(self, index: int) -> np.ndarray:
-        """The bytes of an image, decoded anew; raises InputError where its shape is another."""
+    def _decoded_again(self, index: int) -> np.ndarray:
+        """The bytes of an image, decoded again; raises InputError if its shape has changed."""
         if not self.shapes[index].any():
             return np.empty(0, np.uint8)
         picture = pixels_at(self.images, index, self.size)
@@ -139,18 +141,18 @@ class Cache:
         return picture.reshape(-1)
 
     def _runs(self) -> Iterator[tuple[int, int]]:
-        """The first and the last of images that lie one behind the other in a shard."""
+        """The first and the last image of every run of images that are consecutive in a shard."""
         apart = (np.diff(self._shard) != 0) | (np.diff(self._row) != 1)
         ends = np.flatnonzero(np.r_[apart, True])
         return zip(np.r_[0, ends[:-1] + 1].tolist(), ends.tolist(), strict=True)
 
 
 def check_room(needed: int, device: torch.device, images: ImageSet) -> None:
-    """Raises InputError where the pixels of a cache do not fit into the GPU's memory."""
+    """Raise InputError if the pixels of a cache do not fit into the GPU's memory."""
     if device.type != "cuda":
         return
     free, total = torch.cuda.mem_get_info(device)
-    # torch keeps what a step or an evaluation has given back, and uses it for what comes next.
+    # torch keeps freed memory reserved and uses it again, so it counts as free.
     free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     if needed > free:
         raise InputError(

@@ -1,7 +1,7 @@
 """Cars196 (Stanford Cars): 16,185 photographs of 196 models of cars.
 
-Classes 1 to 98 train, 99 to 196 are held out; the official division into cars_train and cars_test
-is one for classification and is not used, so both folders are read. Bounding boxes are not used.
+Classes 1 to 98 are for training, 99 to 196 are held out. The official split into cars_train and
+cars_test is for classification and is not used, so both folders are read. Nor are bounding boxes.
 """
 
 from __future__ import annotations
@@ -65,19 +65,19 @@ def _annotations(path: Path, name_field: str) -> tuple[list[str], np.ndarray]:
 
 
 def _class_numbers(values: list[Any], path: Path) -> np.ndarray:
-    """(N,) int64; raises InputError where a class is no whole number from 1 on."""
+    """(N,) int64; raises InputError if a class is no whole number from 1 on."""
     numbers = np.array([_number(value) for value in values], np.float64)
     bad = ~((numbers == np.rint(numbers)) & (numbers >= 1) & (numbers < 2**53))
     if bad.any():
         raise InputError(
-            f"{path} holds {str(values[bad.argmax()])[:40]!r} where the number of a class belongs; "
+            f"{path} holds {str(values[bad.argmax()])[:40]!r} instead of the number of a class; "
             "get it again from its source"
         )
     return numbers.astype(np.int64)
 
 
 def _number(value: Any) -> float:
-    """What stands in a list, as a number; NaN where it is none."""
+    """An entry of a list as a number; NaN if it is none."""
     try:
         return float(value) if isinstance(value, int | float | str) else math.nan
     except (OverflowError, ValueError):
@@ -122,7 +122,7 @@ def _read_devkit(folder: Path) -> Listing:
 def _kaggle_home(folder: Path) -> Path | None:
     for inner in _KAGGLE:
         home = find(folder, inner)
-        # "train" and "test" alone could be anybody's; here something must say that it is cars.
+        # Any data set may have "train" and "test", so one of the folders must be named after cars.
         named = inner != "." or folder.name.lower() == "car_data"
         if named and home is not None and _has_train_and_test(home):
             return home
@@ -149,7 +149,7 @@ def _read_kaggle(folder: Path) -> Listing:
 
 def _has_class_folders(folder: Path) -> bool:
     images = find(folder, "images")
-    # "images" alone could be anybody's; the folder's name must say that it is cars.
+    # Any data set may have "images", so the folder must be named after cars.
     named = "car" in folder.name.lower()
     return named and images is not None and images.is_dir() and bool(subfolders(images))
 
@@ -196,7 +196,7 @@ car_data/car_data/
   test/AM General Hummer SUV 2000/…"""
 
     def list_split(self, layout: Layout, folder: Path, split: str, **options: Any) -> Listing:
-        """Half of the classes."""
+        """The images of the first or the second half of the classes."""
         return half_of_classes(layout.read(folder), split, self.name)
 
 

@@ -1,7 +1,7 @@
-"""The doctor of data sets: what is there, how it compares with what is published, what is wrong.
+"""Examines data sets: what is there, how it compares with the published data, and what is wrong.
 
-Every file is read whole and decoded once (`facts`); `findings` says what is wrong, `showing` prints
-it. Findings set the exit status, notes do not.
+Every file is read whole and decoded once (`facts`); `findings` lists what is wrong, and `showing`
+prints it. Findings set the exit status, notes do not.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _EXAMPLES = 3
 
 @dataclass
 class SplitCount:
-    """A row of the table; `outcome` says what becomes of images that cannot be read."""
+    """A row of the table; `outcome` says what a run does with images that cannot be read."""
 
     split: str
     images: int
@@ -57,10 +57,10 @@ class SplitCount:
 
 @dataclass
 class Report:
-    """All that `check` has to say about one data set.
+    """The result of `check` for one data set.
 
     `status`: "clean", "findings", "unusable" (damaged, or in no known layout) or "absent".
-    `commands`: what can be done next, in words, and the command that does it.
+    `commands`: what can be done next, in words → the command that does it.
     """
 
     dataset: str
@@ -83,7 +83,7 @@ def check(name: str, root: str | Path = ROOT, *, exif: str = "apply", **options:
     """Examines a data set.
 
     Args:
-        exif: as `--exif` of train.py. options: go to `dataset.load`.
+        exif: like `--exif` of train.py. options: passed to `dataset.load`.
 
     Raises:
         InputError: there is no data set of this name.
@@ -120,7 +120,7 @@ def check(name: str, root: str | Path = ROOT, *, exif: str = "apply", **options:
 
 
 def _commands_to_get(name: str, root: str | Path) -> dict[str, str]:
-    """How to fetch a data set that is not there, where it can be fetched."""
+    """The command that downloads a data set that is not there, if it can be downloaded."""
     if dataset.find(name).name not in SOURCES:
         return {}
     words = [name, *root_words(root)]
@@ -135,7 +135,7 @@ def _commands_to_go_on(
     exif: str,
     options: Mapping[str, Any],
 ) -> dict[str, str]:
-    """How to train on a data set as it is."""
+    """The command that trains on a data set as it is."""
     if TRAIN not in [row.split for row in splits]:
         return {}
     words = ["--dataset", name, *root_words(root)]
@@ -149,12 +149,12 @@ def _commands_to_go_on(
 
 
 def _refused(row: SplitCount) -> bool:
-    """Whether a run does not start for the images of a split that cannot be read."""
+    """Whether a run refuses to start because of unreadable images of a split."""
     return row.unreadable > admitted_bad_images(BAD_IMAGES, row.images)
 
 
 def _unreadable(part: ImageSet, facts: dict[str, FileFacts]) -> np.ndarray:
-    """(N,) bool: which images a run cannot read: their file fails, or their box lies beside it."""
+    """(N,) bool: images that a run cannot read: their file fails, or their box is outside it."""
     bad = np.array([facts[path].fault != "" for path in part.paths], bool)
     if part.boxes is not None:
         for index in np.flatnonzero(~bad & (part.boxes[:, 0] >= 0)).tolist():
@@ -165,7 +165,7 @@ def _unreadable(part: ImageSet, facts: dict[str, FileFacts]) -> np.ndarray:
 def _hopeless(
     parts: Mapping[str, ImageSet], unreadable: Mapping[str, np.ndarray]
 ) -> dict[str, str]:
-    """Split → why no run starts, in words, however many unreadable images it admits."""
+    """Split → why no run can start, in words, whatever --max-bad-images is."""
     found = {}
     for title, part in parts.items():
         bad = unreadable[title]
@@ -174,7 +174,7 @@ def _hopeless(
         if part.split == TRAIN and bad.any() and emptied:
             found[TRAIN] = (
                 f"of {join_words(emptied[:_EXAMPLES], 'and')} no image is left, so a run stops "
-                "before training: repair or remove what is in that class"
+                "before training: repair or remove the images of that class"
             )
     tested = {title: part for title, part in parts.items() if part.split != TRAIN}
     left = [part.subset(~unreadable[title]) for title, part in tested.items()]
@@ -204,10 +204,10 @@ def _count_splits(
 
 
 def _outcome(row: SplitCount, hopeless: str) -> str:
-    """What becomes of the images of a split that cannot be read; "" where there are none.
+    """What a run does with unreadable images of a split; "" if there are none.
 
     Args:
-        hopeless: why no run starts, in words.
+        hopeless: why no run can start, in words; "" if it can.
     """
     if not row.unreadable:
         return ""
@@ -216,7 +216,7 @@ def _outcome(row: SplitCount, hopeless: str) -> str:
         admitted = admitted_bad_images(BAD_IMAGES, row.images)
         share = share_admitting(row.unreadable, row.images)
         text += (
-            f", and --max-bad-images {BAD_IMAGES:g} admits {admitted}: a run stops before "
+            f", and --max-bad-images {BAD_IMAGES:g} allows {admitted}: a run stops before "
             "training; repair or remove them"
         )
         text += "" if hopeless else f", or do without them (--max-bad-images {share:g})"
@@ -225,7 +225,7 @@ def _outcome(row: SplitCount, hopeless: str) -> str:
     elif row.split != TRAIN:
         text += ": left out of the metrics, and named"
     else:
-        text += ": training puts other images of their classes in their place, and names them"
+        text += ": training replaces them by other images of their classes, and names them"
     return "; ".join(filter(None, (text, hopeless)))
 
 
@@ -233,8 +233,8 @@ class _Remarks(logging.Handler):
     """Collects what `load` logs.
 
     Attributes:
-        messages: what training goes without. notes: how the data were understood. What the report
-            finds by itself, such as counts, is in neither.
+        messages: what training leaves out. notes: how the data were understood. Neither has what
+            the report finds by itself, such as counts.
     """
 
     def __init__(self) -> None:
@@ -254,7 +254,7 @@ class _Remarks(logging.Handler):
 
 @contextlib.contextmanager
 def _logged() -> Iterator[_Remarks]:
-    """In here, what `load` logs is collected for the report, and goes nowhere else."""
+    """A context in which log messages of `load` are collected for the report, and not printed."""
     remarks, logger = _Remarks(), logging.getLogger("dataset")
     propagates, level_of_notes = logger.propagate, notes_logger.level
     with said_anew():

@@ -1,9 +1,9 @@
-"""The "conquer" of divide and conquer: batches of one cluster each, cluster after cluster in turn.
+"""The "conquer" of divide and conquer: batches from one cluster each, the clusters taking turns.
 
-Sanakoyeu et al., TPAMI 2021; the "divide" stands in clusters.py. Deviations from the authors' code:
-one merged stream in place of a loader for each cluster; clusters with fewer images than a batch
-fill it with repetitions, and clusters of a single class, which have no negative, are left out (the
-authors' code fails on both).
+Sanakoyeu et al., TPAMI 2021; the "divide" is in clusters.py. Deviations from the authors' code: one
+stream instead of a loader for each cluster; clusters with fewer images than a batch repeat them,
+and clusters of a single class, which have no negatives, are left out (the authors' code fails on
+both).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ logger = logging.getLogger("dataset")
 
 
 class _Cluster:
-    """One cluster's batches; `pass_` gives a pass through it, again and again.
+    """The images of a cluster, by class.
 
     Each class has its images in random order and a cursor, so that all are used before any is used
-    again. Orders and cursors live on through passes and epochs.
+    again. Orders and cursors are kept between batches and epochs.
     """
 
     def __init__(self, labels: np.ndarray, members: np.ndarray, rng: np.random.Generator) -> None:
@@ -36,15 +36,15 @@ class _Cluster:
         return len(self.classes.members)
 
     def state(self) -> tuple[np.ndarray, np.ndarray]:
-        """A copy of orders and cursors."""
+        """Copies of the orders and cursors."""
         return self.classes.members.copy(), self.cursor.copy()
 
     def load_state(self, state: tuple[np.ndarray, np.ndarray]) -> None:
-        """Puts back what `state` returned."""
+        """Restores the orders and cursors."""
         self.classes.members[:], self.cursor[:] = state
 
     def take(self, rng: np.random.Generator, c: int, count: int) -> np.ndarray:
-        """The next `count` images of class `c`; at random where fewer are left in its order."""
+        """The next `count` images of class `c`; random ones if fewer are left in its order."""
         images, cursor = self.classes.of(c), self.cursor[c]
         if cursor + count <= len(images):
             taken = images[cursor : cursor + count].copy()
@@ -64,8 +64,8 @@ class ClusterSampler(BatchSampler):
     """Batches of one cluster each, round robin over the clusters.
 
     An epoch has as many rounds as the largest cluster has whole batches, at least one; smaller
-    clusters start over. The state of the class cursors is that of all epochs since `first_epoch`,
-    which are drawn again, without their pixels, when a run is continued in the middle.
+    clusters start over. The class cursors depend on all epochs since `first_epoch`, so these are
+    drawn again, without reading images, when a run is continued.
 
     Args:
         labels: (N,) classes. clusters: (N,) cluster of each image, -1 for images left out.
@@ -75,11 +75,11 @@ class ClusterSampler(BatchSampler):
             "adaptbalanced": the same without repetition: with few classes, more images of each;
             "randombatch": slices of a permutation, those of a single class left out;
             "npairs": classes and images drawn with replacement.
-        small_class_action: "adaptbalanced" with a class too small for its share: "sample_other"
-            fills the batch with other images of the cluster, "duplicate" repeats the class's own,
-            "smaller_batch" leaves the batch smaller.
-        replicas: each batch holds its images this often ("adaptbalanced", "randombatch").
-        first_epoch: the epoch that these clusters are for first.
+        small_class_action: what "adaptbalanced" does if a class is too small for its share:
+            "sample_other" fills the batch with other images of the cluster, "duplicate" repeats the
+            images of the class, "smaller_batch" leaves the batch smaller.
+        replicas: how often a batch has each image ("adaptbalanced", "randombatch").
+        first_epoch: the first epoch with these clusters.
 
     Attributes:
         skipped: clusters without a batch, because all of their images are of one class.
@@ -125,7 +125,7 @@ class ClusterSampler(BatchSampler):
 
     @property
     def rounds(self) -> int:
-        """How often each cluster's turn comes in an epoch."""
+        """The number of batches of each cluster in an epoch."""
         return max(1, max(map(len, self._clusters.values())) // self.batch_size)
 
     def __len__(self) -> int:
@@ -160,7 +160,7 @@ class ClusterSampler(BatchSampler):
     def _state(self) -> list[tuple[np.ndarray, np.ndarray]]:
         return [cluster.state() for cluster in self._clusters.values()]
 
-    # -- one pass through a cluster, or one batch where passes have no meaning
+    # -- one pass through a cluster, or a single batch if there are no passes
 
     def _balanced(self, cluster: _Cluster, rng: np.random.Generator) -> Iterator[np.ndarray]:
         groups = self.distinct // self.instances
@@ -207,7 +207,7 @@ def _check_name(flag: str, name: str, known: Sequence[str] | dict) -> None:
 
 
 def _check_sizes(kind: str, batch_size: int, instances: int, replicas: int) -> None:
-    """Raises InputError for a batch that cannot be divided, or has no room for two classes."""
+    """Raise InputError for a batch that cannot be divided, or has no room for two classes."""
     if replicas > 1 and kind in ("balanced_old", "npairs"):
         raise InputError(
             f"--num-replicas {replicas} has no effect with --batch-sampler {kind}; "
@@ -231,10 +231,10 @@ def _check_sizes(kind: str, batch_size: int, instances: int, replicas: int) -> N
 def _usable(
     labels: np.ndarray, clusters: np.ndarray, rng: np.random.Generator
 ) -> tuple[dict[int, _Cluster], tuple[int, ...]]:
-    """The clusters with images of two classes or more, by number, and the numbers of the others.
+    """The clusters with images of at least two classes, by number, and the numbers of the others.
 
     Raises:
-        InputError: there is none.
+        InputError: there are no such clusters.
     """
     usable: dict[int, _Cluster] = {}
     skipped = []
@@ -257,7 +257,7 @@ def _usable(
 def _fill(
     batch: np.ndarray, members: np.ndarray, count: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Brings a batch to `count` images: members not yet in it, repetitions when these run out."""
+    """A batch filled to `count` images: with members not yet in it, then with repetitions."""
     others = np.setdiff1d(members, batch)
     missing = count - len(batch)
     drawn = rng.choice(others, min(missing, len(others)), replace=False)

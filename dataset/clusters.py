@@ -1,14 +1,14 @@
-"""The "divide" of divide and conquer: training images → clusters, again and again during a run.
+"""The "divide" of divide and conquer: training images → clusters, every few epochs of a run.
 
-Sanakoyeu et al., "Improving Deep Metric Learning by Divide and Conquer", TPAMI 2021. Images, not
-classes, are clustered; a class may lie in several clusters. Each time k-means starts from scratch,
-its clusters are given the numbers of the earlier ones they resemble most, and, while the hierarchy
-grows, each is split in two: cluster c becomes 2c and 2c + 1.
+Sanakoyeu et al., "Improving Deep Metric Learning by Divide and Conquer", TPAMI 2021. Images are
+clustered, not classes: a class may be in several clusters. Each time, k-means starts from scratch,
+and its clusters get the numbers of the earlier ones that they resemble most. While the number of
+clusters grows, each is then split in two: cluster c becomes 2c and 2c + 1.
 
-Deviations: the released code applies the permutation that it finds by the Hungarian method the
-wrong way round, so that from three clusters on masks do not follow their clusters (`legacy=True`
-does that too). k-means is ours, which starts by k-means++ and not from random images. A division
-that failed all of its trials is used, as there, with a warning.
+Deviations: the released code applies the permutation from the Hungarian method the wrong way round,
+so that with three or more clusters masks do not follow their clusters (`legacy=True` does the
+same). Our k-means starts by k-means++ instead of random images. If all trials of a division fail,
+the last one is used, as in the released code, but with a warning.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ def divide(
 
     Args:
         features: (N, F) unit vectors. labels: (N,) classes.
-        count: clusters now; a power of two where `split` is used.
-        seed: of k-means; further trials add 1 each.
-        previous: (N,) the division before, whose numbers are to be kept.
-        split: afterwards cluster c becomes 2c and 2c + 1.
-        adaptive: k-means starts at the means of `previous`, where it has as many clusters.
-        legacy: renumbers as the released code does.
+        count: the number of clusters, before a `split`; with `split`, a power of two.
+        seed: the seed of k-means; every further trial adds 1.
+        previous: (N,) the previous division, whose numbers are kept.
+        split: whether cluster c is finally split into 2c and 2c + 1.
+        adaptive: whether k-means starts at the means of `previous`, if it has as many clusters.
+        legacy: whether to renumber as the released code does.
 
     Returns:
         (N,) int64 clusters; -1 for an image that is the only one of its class in its cluster.
@@ -62,7 +62,7 @@ def divide(
 
 
 def one_cluster(labels: np.ndarray) -> np.ndarray:
-    """The division into one cluster, (N,): 0, and -1 for an image that is alone in its class."""
+    """The division into one cluster, (N,): 0, or -1 for the only image of a class."""
     return without_singles(np.zeros(len(labels), np.int64), labels)
 
 
@@ -75,7 +75,7 @@ def can_divide(labels: np.ndarray, count: int) -> bool:
 
 
 def _means(features: torch.Tensor, clusters: np.ndarray, count: int) -> torch.Tensor | None:
-    """(count, F) means of the clusters; None where one is empty or there are not so many."""
+    """(count, F) means of the clusters; None if one is empty, or there are not `count` of them."""
     sizes = np.bincount(clusters[clusters >= 0], minlength=count)
     if len(sizes) != count or not sizes.all():
         return None
@@ -90,9 +90,9 @@ def _accepted_kmeans(
     seed: int,
     start: torch.Tensor | None = None,
 ) -> np.ndarray:
-    """k-means whose every cluster can be trained on; the last trial is taken when none can.
+    """k-means with clusters that can all be trained on; the last trial if none has.
 
-    The first trial begins at the centres `start` (count, F), where they are given.
+    The first trial starts at the centres `start` (count, F), if they are given.
     """
     if count == 1:
         return np.zeros(len(labels), np.int64)
@@ -111,7 +111,7 @@ def _accepted_kmeans(
 
 
 def is_acceptable(clusters: np.ndarray, labels: np.ndarray, count: int) -> bool:
-    """Whether every cluster holds at least two classes with at least two images each."""
+    """Whether every cluster has at least two classes with at least two images each."""
     pairs, sizes = np.unique(np.stack([clusters, labels]), axis=1, return_counts=True)
     usable = np.bincount(pairs[0, sizes >= 2], minlength=count)
     return bool((usable[:count] >= 2).all())
@@ -120,10 +120,10 @@ def is_acceptable(clusters: np.ndarray, labels: np.ndarray, count: int) -> bool:
 def renumber(
     clusters: np.ndarray, previous: np.ndarray, count: int, *, legacy: bool = False
 ) -> np.ndarray:
-    """Gives each cluster the number of the earlier one it differs from in the fewest images.
+    """Give each cluster the number of the previous cluster that it resembles most.
 
     Minimises the sum of |cluster_i Δ previous_j| over one-to-one assignments (Hungarian method).
-    Images that were unused before belong to no earlier cluster.
+    Images that were unused before belong to no previous cluster.
 
     Args:
         clusters: (N,) numbers 0..count-1. previous: (N,) the same, or -1 for unused images.
@@ -146,7 +146,7 @@ def renumber(
 def _halves(
     features: torch.Tensor, labels: np.ndarray, clusters: np.ndarray, count: int, seed: int
 ) -> np.ndarray:
-    """2-means inside every cluster."""
+    """Every cluster split in two by k-means."""
     result = np.empty_like(clusters)
     for cluster in range(count):
         members = np.flatnonzero(clusters == cluster)
@@ -159,7 +159,7 @@ def _halves(
 
 
 def without_singles(clusters: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Marks images that are the only one of their class in their cluster as unused."""
+    """The clusters, with -1 for images that are the only one of their class in their cluster."""
     _, inverse, sizes = np.unique(
         np.stack([clusters, labels]), axis=1, return_inverse=True, return_counts=True
     )

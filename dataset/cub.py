@@ -1,8 +1,8 @@
 """Caltech-UCSD Birds 200, the 2011 edition: 11,788 photographs of 200 species.
 
-Classes 1 to 100 train, 101 to 200 are held out. `images.txt` is the list where it is there;
-otherwise the class folders are. The 2010 edition (6,033 other photographs of the same species, in
-folders of the same names) is recognised and refused.
+Classes 1 to 100 are for training, 101 to 200 are held out. Images are listed by `images.txt`, or by
+the class folders if that is missing. The 2010 edition (6,033 other photographs of the same species,
+in folders of the same names) is recognised and refused.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dataset.layouts import (
 from utils import InputError
 
 _IMAGES_2010 = 6033
-# Names of the 2010 edition end in the picture's number on Flickr; in 2011 six digits are the most.
+# Names of the 2010 edition end in the picture's number on Flickr; those of 2011 in few digits.
 _NAME_2010 = re.compile(r"_[0-9]{7,}\.jpe?g$", re.IGNORECASE)
 
 
@@ -85,7 +85,7 @@ class CUB(Benchmark):
     200.Common_Yellowthroat/…"""
 
     def list_split(self, layout: Layout, folder: Path, split: str, **options: Any) -> Listing:
-        """Half of the classes; refuses the 2010 edition."""
+        """The images of the first or the second half of the classes; refuses the 2010 edition."""
         listing = layout.read(folder)
         if _is_2010_edition(listing.names):
             raise InputError(

@@ -1,9 +1,9 @@
-"""How an image file becomes RGB pixels, and what is said of one that does not.
+"""Decodes image files to RGB pixels, and says why a file cannot be decoded.
 
-Three things can be wrong with a file, and each has its own sentence: it is damaged
-(`BadImageError`), it is sound and of a kind that is not taken (`UnfitImageError`: a format without
-a decoder, numbers without an agreed white, too many pixels), or it is no file at all (a folder, a
-named pipe, a device). Damaged metadata is none of them: pixels are taken as they are.
+Three things can be wrong with a file, and each has its own error message: it is damaged
+(`BadImageError`); it is sound but not supported (`UnfitImageError`: a format without a decoder,
+numbers without an agreed white, too many pixels); or it is no file (a folder, a named pipe, a
+device). Damaged metadata is no error: the pixels are used without it.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ Source = str | os.PathLike[str] | BinaryIO
 
 
 class UnfitImageError(ValueError):
-    """A sound picture that cannot be used as it is; the sentence says why and what to do."""
+    """A sound picture that cannot be used as it is; the message says why and what to do."""
 
 
 class BadImageError(OSError):
-    """An image file that cannot be turned into pixels; `path` and `reason` say which and why."""
+    """An image file that cannot be decoded; `path` and `reason` say which and why."""
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
@@ -44,7 +44,7 @@ class BadImageError(OSError):
 
 
 def reason(error: BaseException) -> str:
-    """What an exception says about a file, on one line, without the path, and never empty."""
+    """The message of an exception about a file, in one line, without the path, never empty."""
     if isinstance(error, UnidentifiedImageError):
         return "no picture, or its beginning is damaged"
     text = getattr(error, "strerror", None) or str(error)
@@ -63,19 +63,19 @@ _NO_FILES = {
 
 
 def need_file(path: str | os.PathLike[str]) -> None:
-    """Raises OSError unless `path` is a plain file: a named pipe would be waited for, for ever."""
+    """Raise OSError unless `path` is a plain file: reading a named pipe could wait for ever."""
     kind = stat.S_IFMT(os.stat(path).st_mode)  # noqa: PTH116 (a Path object costs more than stat)
     if kind != stat.S_IFREG:
         raise OSError(f"it is {_NO_FILES.get(kind, 'something else')}, not a file")
 
 
 MOST_BYTES = 2**32
-"""Of a picture's file: more than any with `Image.MAX_IMAGE_PIXELS` needs. One that Pillow does not
-know, or whose metadata are damaged, is read whole."""
+"""The limit for a picture's file, more than any picture with `Image.MAX_IMAGE_PIXELS` needs. Files
+that Pillow does not know, or with damaged metadata, are read whole."""
 
 
 def need_picture(path: str | os.PathLike[str]) -> None:
-    """As `need_file`; raises UnfitImageError for a file that is too large to be a picture."""
+    """`need_file`, and raise UnfitImageError for a file that is too large to be a picture."""
     need_file(path)
     size = os.stat(path).st_size  # noqa: PTH116
     if size > MOST_BYTES:
@@ -89,9 +89,11 @@ def need_picture(path: str | os.PathLike[str]) -> None:
 
 
 class _Plugin(NamedTuple):
-    """What adds formats to Pillow: an installable package, its module and how that is told to.
+    """A package that adds a format to Pillow.
 
-    `itself` is the Pillow that needs none.
+    Attributes:
+        module: its module. register: the function in it that adds the format; None if importing
+            does. itself: the version of Pillow that needs no package, if there is one.
     """
 
     package: str
@@ -118,12 +120,12 @@ _BRANDS = {
 
 
 _PROGRAMS = {"EPS"}
-"""Pillow's names of formats for which it starts another program (Ghostscript), which does what the
-file says. Any file may be one, whatever it is called."""
+"""Pillow's names of formats for which it starts another program (Ghostscript) that executes the
+file. Any file may have such a format, whatever its name."""
 
 
 def _own_formats() -> list[str]:
-    """The formats that Pillow decodes itself, in the order in which it tries them."""
+    """The formats that Pillow decodes without another program, in the order of its attempts."""
     return [name for name in Image.ID if name not in _PROGRAMS]
 
 
@@ -132,7 +134,7 @@ def _has_decoder(known: str) -> bool:
 
 
 def _register_plugins() -> None:
-    """Adds the formats of those plugins that are installed and that Pillow lacks."""
+    """Add the formats that Pillow lacks and an installed plugin has."""
     Image.init()
     for known, plugin in _PLUGINS.items():
         if _has_decoder(known):
@@ -147,7 +149,7 @@ _register_plugins()
 
 
 def _format_of(head: bytes, name: str) -> str | None:
-    """The format of a file that Pillow does not know, by its first bytes, else by its name."""
+    """The format of a file that Pillow does not know, by its first bytes or by its name."""
     if head[4:8] == b"ftyp":
         size = struct.unpack(">I", head[:4])[0]
         brands = {head[start : start + 4] for start in (8, *range(16, min(size, len(head)), 4))}
@@ -162,7 +164,7 @@ def _format_of(head: bytes, name: str) -> str | None:
 
 
 def _check_support(content: bytes, name: str) -> None:
-    """Raises UnfitImageError where Pillow lacks the decoder of a file that it does not know."""
+    """Raise UnfitImageError if Pillow lacks a decoder for the format of this file."""
     known = _format_of(content[:512], name)
     if not content or known is None or _has_decoder(known):
         return
@@ -198,17 +200,17 @@ def decode(
 ) -> np.ndarray:
     """An image file → (H, W, 3) uint8 RGB.
 
-    The EXIF orientation is applied, where it can be read (not with `upright` False); grey, palette
-    and CMYK pictures are converted; of 16-bit samples the high byte is kept, or of 12 bits in 16
-    the high ones (see `few_bits`); transparency is laid on white. Animations give their first
-    frame. docs/data.md says where the loaders of published code do otherwise. No other program is
-    started for a picture.
+    The EXIF orientation is applied if it can be read (not with `upright` False). Grey, palette and
+    CMYK pictures are converted. 16-bit samples are reduced to their high byte, 12 bits in 16 to
+    their high bits (see `few_bits`). Transparency is laid on white. Of an animation, the first
+    frame is used. docs/data.md lists differences from the loaders of published code. No other
+    program is started for a picture.
 
     Args:
-        formats: Pillow's names of those that are taken; None are all that it decodes itself.
+        formats: Pillow's names of the accepted formats; None is all that it decodes by itself.
 
     Raises:
-        UnfitImageError: a sound picture of a kind that is not taken.
+        UnfitImageError: the picture is sound but not supported.
         Exception: the file is missing, cut short, or no picture (Pillow has no common type).
     """
     with opened(source, formats=formats) as (image, _):
@@ -221,7 +223,7 @@ def opened(
 ) -> Iterator[tuple[Image.Image, bool]]:
     """A loaded Pillow image, and whether its metadata had to be left out; raises as `decode`.
 
-    `name` is the file's, where `source` is what was read from it.
+    `name` is the file's name, if `source` is its content.
     """
     image, left_out = _load(source, name, formats)
     with image:
@@ -237,13 +239,13 @@ def _load(source: Source, name: str, formats: Sequence[str] | None) -> tuple[Ima
         need_picture(source)
         name = os.fsdecode(source)
     try:
-        # A copy, because Pillow closes what it cannot read.
+        # A copy, because Pillow closes a source that it cannot read.
         return _attempt(source if content is None else io.BytesIO(content), formats), False
     except (UnfitImageError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
         raise UnfitImageError(_too_large(str(error))) from error
-    except Exception as error:  # Pillow reports damage through a dozen unrelated types
+    except Exception as error:  # Pillow raises a dozen unrelated types for damaged files
         if getattr(error, "errno", None):
             raise
         content = Path(source).read_bytes() if content is None else content
@@ -259,7 +261,7 @@ def _load(source: Source, name: str, formats: Sequence[str] | None) -> tuple[Ima
 def _attempt(source: Source, formats: Sequence[str] | None) -> Image.Image:
     image = Image.open(source, formats=_own_formats() if formats is None else formats)
     try:
-        # Pillow brings samples to 8 bits, and forgets how many they had.
+        # Before loading: Pillow reduces samples to 8 bits, and then no longer knows the original.
         samples = {str(tile[3]) for tile in getattr(image, "tile", ())}
         image.load()
         for kind in samples & _TO_8_BITS.keys():
@@ -281,11 +283,11 @@ _TO_8_BITS: dict[str, Callable[[int], int]] = {
     "L;4": lambda value: 17 * value,
     "RGB;16B": lambda value: value >> 8,
 }
-"""What Pillow makes of a PNG's samples, by its name of them."""
+"""Pillow's name of a PNG's sample format → how Pillow converts samples to 8 bits."""
 
 
 def _scale_transparency(image: Image.Image, to_8_bits: Callable[[int], int]) -> None:
-    """Brings a transparent colour to what Pillow has made of the pixels; it leaves it alone."""
+    """Convert a transparent colour like the pixels, which Pillow does not do itself."""
     colour = image.info.get("transparency")
     if isinstance(colour, tuple):
         image.info["transparency"] = tuple(map(to_8_bits, colour))
@@ -333,10 +335,10 @@ LONGEST = 32
 
 
 def central_part(pixels: np.ndarray) -> np.ndarray:
-    """(H, W, 3) → its centre, where one side is more than `LONGEST` times the other.
+    """(H, W, 3) → its centre, if one side is more than `LONGEST` times the other; else unchanged.
 
-    Every network looks at a square, and no random crop is this narrow. Bringing the short side of
-    a picture of 3000 x 1 to 256 pixels would make the long one 768,000 and take gigabytes.
+    Networks take squares, and no random crop is that narrow. Resizing the short side of a picture
+    of 3000 x 1 to 256 pixels would make the long one 768,000 pixels and take gigabytes.
     """
     height, width = pixels.shape[:2]
     most = LONGEST * min(height, width)
@@ -345,17 +347,17 @@ def central_part(pixels: np.ndarray) -> np.ndarray:
 
 
 def orientation(image: Image.Image) -> tuple[int, bool]:
-    """The EXIF orientation, 1 (upright) where there is none, and whether it could be read."""
+    """The EXIF orientation (1, upright, if there is none), and whether it could be read."""
     if image.format in ("JPEG", "PNG") and not image.info.keys() & _EXIF_KEYS:
         return 1, True
     try:
         return int(image.getexif().get(_ORIENTATION, 1)), True
-    except Exception:  # Pillow reports damage through a dozen unrelated types
+    except Exception:  # Pillow raises a dozen unrelated types for damaged files
         return 1, False
 
 
 def has_transparency(image: Image.Image) -> bool:
-    """Whether a Pillow image carries an alpha channel or a transparent colour."""
+    """Whether a Pillow image has an alpha channel or a transparent colour."""
     return image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
 
 
@@ -374,15 +376,15 @@ def _eight_bits(values: np.ndarray) -> np.ndarray:
 
 
 def few_bits(highest: int) -> int | None:
-    """8 or 12, where no value of a picture with more bits needs more; else None.
+    """8 or 12, if no value of a picture with more bits needs more bits than that; else None.
 
-    Cameras of 12 bits, and programs that count to 255, write them into files of 16 and 32, where
-    their white is nearly black.
+    Cameras with 12 bits, and programs with values up to 255, write files with 16 or 32 bits, in
+    which their white is nearly black.
     """
     return next((bits for bits in (8, 12) if highest < 2**bits), None)
 
 
-# --- metadata that keeps pixels from being read ---------------------------------------------------
+# --- damaged metadata -----------------------------------------------------------------------------
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
@@ -411,7 +413,7 @@ def _jpeg_without_metadata(content: bytes) -> bytes:
         marker, length = struct.unpack(">xBH", content[start : start + 4])
         if marker == 0xDA:  # the pixels
             break
-        # APP0 is JFIF's and APP14 Adobe's: what the channels mean.
+        # APP0 (JFIF) and APP14 (Adobe) say what the channels mean.
         if marker in (0xE0, 0xEE) or not (0xE0 <= marker <= 0xEF or marker == 0xFE):
             kept.append(content[start : start + 2 + length])
         start += 2 + length

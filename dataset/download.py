@@ -1,9 +1,9 @@
-"""Fetches a published data set, on request only: resumed, checked, and unpacked without surprises.
+"""Downloads a published data set, on request only: resumed, checked, and unpacked safely.
 
-An interrupted transfer is kept as `<archive>.part` and continued by the next call. Nothing is
-unpacked before the checksum is right, and nothing stands under its final name before all of it is
-unpacked. An archive entry that is no plain file or folder, or that would land outside the target
-folder, stops the unpacking.
+An interrupted transfer is kept as `<archive>.part` and continued by the next call. An archive is
+unpacked only if its checksum is right, and the folder gets its final name only when all of it is
+unpacked. Unpacking stops at an entry that is no plain file or folder, or that would be outside the
+target folder.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Source:
     """A public archive.
 
     Attributes:
-        url: where it is. md5: its published checksum. size: bytes, for the check of free space.
+        url: its address. md5: its published checksum. size: bytes, for the check of free space.
         folder: the folder inside that becomes `<data root>/<folder>`.
     """
 
@@ -81,10 +81,10 @@ def download(name: str, root: str | Path = ROOT, source: Source | None = None) -
     """Fetches and unpacks a data set under the data root.
 
     Args:
-        name: of the data set. source: instead of the public one.
+        name: the name of the data set. source: an archive to use instead of the public one.
 
     Returns:
-        the folder that now holds it; if it was there before, nothing is fetched.
+        The folder of the data set; if it exists already, nothing is downloaded.
 
     Raises:
         InputError: there is no public link, it cannot be reached, the checksum is wrong, the disk
@@ -103,7 +103,7 @@ def download(name: str, root: str | Path = ROOT, source: Source | None = None) -
         return target
     _check_writable(root)
     with held(target):
-        if not target.exists():  # another process may have ended between our two looks
+        if not target.exists():  # another process may have made it since the first check
             _fetch_and_unpack(source, root)
     logger.info("%s is complete", target)
     return target
@@ -126,7 +126,7 @@ def _fetch_and_unpack(source: Source, root: Path) -> None:
 
 
 def _check_writable(root: Path) -> None:
-    """Makes the data root; raises InputError where nothing can be written into it."""
+    """Make the data root; raises InputError if nothing can be written there."""
     try:
         root.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=root).close()
@@ -137,7 +137,7 @@ def _check_writable(root: Path) -> None:
 
 
 def _check_space(root: Path, source: Source) -> None:
-    # Twice, for the archive and what is in it: JPEGs hardly shrink in an archive.
+    # Twice its size, for the archive and its content: JPEGs hardly shrink in an archive.
     need = 2 * source.size - _size(_part(root / source.file_name))
     free = shutil.disk_usage(root).free
     if free < need:
@@ -146,7 +146,7 @@ def _check_space(root: Path, source: Source) -> None:
             "fetched and unpacked; free some space or give another --data-root"
         )
     logger.info(
-        "%s has %s; with what is unpacked it takes %s of the %s that %s has free",
+        "%s has %s; with its unpacked files it takes %s of the %s that %s has free",
         *(source.file_name, in_bytes(source.size), in_bytes(need), in_bytes(free), root),
     )
 
@@ -155,10 +155,10 @@ def _check_space(root: Path, source: Source) -> None:
 
 
 def fetch(url: str, target: Path, md5: str, pauses: tuple[float, ...] = _PAUSES) -> None:
-    """Downloads `url` to `target`, continuing `<target>.part` where one is there.
+    """Download `url` to `target`, continuing `<target>.part` if it exists.
 
     Args:
-        md5: the checksum that the whole file must have. pauses: seconds before further attempts.
+        md5: the checksum of the whole file. pauses: seconds before further attempts.
 
     Raises:
         InputError: not reachable after all attempts, or another checksum (the part is deleted).
@@ -171,10 +171,10 @@ def fetch(url: str, target: Path, md5: str, pauses: tuple[float, ...] = _PAUSES)
             _transfer(url, part)
             break
         except (OSError, HTTPException) as error:
-            attempts = 0 if _size(part) > before else attempts  # only futile ones count
+            attempts = 0 if _size(part) > before else attempts  # only those without progress count
             if attempts == len(pauses) or _is_final(error):
                 again = "run the command again"
-                kept = f"what arrived is kept in {part}: {again} to continue"
+                kept = f"the part that arrived is kept in {part}: {again} to continue"
                 raise InputError(
                     f"{url} could not be fetched ({_why(error)}); "
                     f"{kept if _size(part) else again}, or put the archive at {target} by hand"
@@ -201,18 +201,18 @@ def _size(path: Path) -> int:
 
 
 def _why(error: Exception) -> str:
-    """What went wrong, without the wrapping of urllib."""
+    """The reason of an error, without urllib's wrapper."""
     inner = getattr(error, "reason", None)
     return reason(inner if isinstance(inner, Exception) else error)
 
 
 def _is_final(error: Exception) -> bool:
-    """Whether asking again is useless: the server knows the address, and says no."""
+    """Whether another attempt is useless, because the server refuses."""
     return isinstance(error, urllib.error.HTTPError) and 400 <= error.code < 500
 
 
 def _transfer(url: str, part: Path) -> None:
-    """One attempt to append what is missing; returns when the server has nothing more."""
+    """One attempt to download the missing part; returns when the file is complete."""
     have = _size(part)
     request = urllib.request.Request(url, headers={"User-Agent": "python-dataset-download"})
     if have:
@@ -220,7 +220,7 @@ def _transfer(url: str, part: Path) -> None:
     try:
         response: HTTPResponse = urllib.request.urlopen(request, timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and have:  # nothing lies beyond what we have: the checksum decides
+        if error.code == 416 and have:  # there is nothing more: the checksum decides
             return
         raise
     with closing(response):
@@ -266,7 +266,7 @@ class _Entry(NamedTuple):
 
 
 def unpack(archive: Path, folder: str, root: Path) -> Path:
-    """Unpacks what `archive` holds under `folder`/ to `root`/`folder`, whole or not at all.
+    """Unpack `folder`/ of an archive to `root`/`folder`, whole or not at all.
 
     Raises:
         InputError: an entry is absolute, leads out of the folder, or is a link or a device; the

@@ -1,8 +1,8 @@
-"""The embedded data set: one emoji is a class, its images are drawings by nine open sets.
+"""The embedded data set: a class is an emoji, and its images are drawings from nine open sets.
 
-data/emoji/README.md says what it is. Whole Unicode subgroups lie on one side of the class split;
-the training classes carry four class-disjoint folds; `groups` is the drawing set, because a class
-has one drawing a set and so a neighbour in the query's own set is never right.
+data/emoji/README.md describes it. The class split does not divide Unicode subgroups; the training
+classes have four class-disjoint folds; `groups` is the drawing set. A class has one drawing per
+set, so a neighbour from the query's own set is never right.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from utils import InputError, damage_in_words
 
 FILE = "emoji/emoji_retrieval.npz"
 SHA256 = "00eafcbd783dc01bd6ae7ebc3c0fb5e8f158cadfb5cba435cf58d8c75ae08e83"
-AT_ONCE = 64  # images that a thread decodes before it asks for more; one by one, asking costs more
+AT_ONCE = 64  # images that a thread decodes per task; with one each, tasks would take longer
 _REPOSITORY_DATA = Path(__file__).resolve().parent.parent / "data"
 
 
 class _Archive(NamedTuple):
-    """What the file holds: lossless WebP files end to end, and what each of them shows."""
+    """The content of the file: concatenated lossless WebP files, and what each of them shows."""
 
     blob: memoryview
     offset: np.ndarray
@@ -48,10 +48,10 @@ class _Archive(NamedTuple):
 
 
 def archive_path(root: Path) -> Path:
-    """Where the file is: under the data root, or else in the repository.
+    """The path of the file: under the data root, or else in the repository.
 
     Raises:
-        InputError: in neither.
+        InputError: it is in neither.
     """
     for folder in (root, _REPOSITORY_DATA):
         path = find(folder, FILE)
@@ -133,7 +133,7 @@ def _decode_all(archive: _Archive, chosen: np.ndarray, path: Path) -> np.ndarray
 
 
 class Emoji(DataSet):
-    """Cross-vendor emoji retrieval; decoded once a process, about 54 MB a split."""
+    """Cross-vendor emoji retrieval; decoded once per process, about 54 MB per split."""
 
     name = "emoji"
     protocol = Protocol(pretrained="none", image_size=64, augment="emoji", group_name="drawing set")
@@ -148,7 +148,7 @@ class Emoji(DataSet):
         return _load(path, path.stat().st_mtime_ns, split)
 
     def lies_under(self, root: Path) -> bool:
-        """Whether the root holds a copy; without one it is the repository's that is read."""
+        """Whether the root has a copy; without one, that of the repository is read."""
         return find(root, FILE) is not None
 
     def changed_files(self, root: Path) -> list[Path]:

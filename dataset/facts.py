@@ -36,15 +36,15 @@ _BITS_PER_SAMPLE = 258  # a TIFF tag
 
 
 class FileFacts(NamedTuple):
-    """What one image file is.
+    """Facts about one image file.
 
     Attributes:
         digest: a hash of its bytes. size: width and height in pixels.
         traits: what is unusual about it, keys of `CONVERSIONS`.
-        fault: a key of `FAULTS`; empty for a picture that can be used.
-        error: what exactly is wrong, in words.
+        fault: a key of `FAULTS`; "" for a picture that can be used.
+        error: the exact error, in words.
         thumbnail: (32, 32, 3) uint8, for the search for near duplicates.
-        name: what the report calls it: its path below the data set's folder, or as a table has it.
+        name: its name in the report: its path below the data set's folder, or as given in a table.
     """
 
     digest: bytes = b""
@@ -78,7 +78,7 @@ CONVERSIONS = {
     "CMYK": "converted to RGB",
     "16-bit": "reduced to 8 bits, the high byte",
     "32-bit": "reduced to 8 bits, as if it had 16",
-    "8 or 12 bits in a deeper": "scaled by the bits that its values need, else it would be black",
+    "8 or 12 bits in a deeper": "scaled by the bits of its values, or it would be nearly black",
     "palette": "colours looked up",
     "other colour space": "converted to RGB",
     "transparent": "laid on white",
@@ -89,7 +89,7 @@ CONVERSIONS = {
 
 
 def examine(path: str, upright: bool = True) -> FileFacts:
-    """Reads and decodes one file, turned as its EXIF data say unless `upright` is False."""
+    """Read and decode one file, turned as its EXIF data say unless `upright` is False."""
     try:
         need_picture(path)
         content = Path(path).read_bytes()
@@ -106,7 +106,7 @@ def examine(path: str, upright: bool = True) -> FileFacts:
             pixels = to_rgb(image, upright)
     except UnfitImageError as error:
         return FileFacts(digest, fault=_UNFIT, error=reason(error))
-    except Exception as error:  # Pillow reports damage through a dozen unrelated types
+    except Exception as error:  # Pillow raises a dozen unrelated types for damaged files
         return FileFacts(digest, fault=_DAMAGED, error=reason(error))
     height, width, _ = pixels.shape
     return FileFacts(digest, (width, height), traits, thumbnail=thumbnail(pixels))
@@ -146,7 +146,7 @@ def _traits(image: Image.Image, content: bytes, left_out: bool) -> Iterable[str]
 
 
 def _bits(image: Image.Image, content: bytes) -> int:
-    """Bits of a sample in the file; Pillow reduces 16-bit colour without saying so."""
+    """Bits per sample in the file; Pillow silently reduces 16-bit colours."""
     if image.format == "PNG":
         return content[24]  # the bit depth in the header that every PNG begins with
     tags = getattr(image, "tag_v2", {})
@@ -155,16 +155,16 @@ def _bits(image: Image.Image, content: bytes) -> int:
 
 
 def examine_pixels(pixels: np.ndarray) -> FileFacts:
-    """As `examine`, of an image that lives in memory."""
+    """The facts of an image in memory."""
     digest = hashlib.blake2b(np.ascontiguousarray(pixels), digest_size=16).digest()
     height, width, _ = pixels.shape
     return FileFacts(digest, (width, height), thumbnail=thumbnail(pixels))
 
 
 def examine_all(parts: dict[str, ImageSet], name: str) -> dict[str, FileFacts]:
-    """Facts of every image, by path; a file that several splits list is read once.
+    """Facts of every image, by path; a file listed in several splits is read once.
 
-    Of more than `MOST_COMPARED` images no thumbnails are kept.
+    With more than `MOST_COMPARED` images, thumbnails are not kept.
     """
     jobs: dict[str, Callable[[], FileFacts]] = {}
     names: dict[str, str] = {}
@@ -175,7 +175,7 @@ def examine_all(parts: dict[str, ImageSet], name: str) -> dict[str, FileFacts]:
                 jobs.setdefault(path, partial(examine, path, part.upright))
             else:
                 jobs.setdefault(path, lambda pixels=part.pixels[index]: examine_pixels(pixels))
-    # Pillow and hashlib release the interpreter, so threads keep all cores busy.
+    # Pillow and hashlib release the interpreter lock, so threads keep all cores busy.
     results = answers(lambda job: job(), list(jobs.values()), cores())
     found, few = {}, len(jobs) <= MOST_COMPARED
     with Bar(name, len(jobs)) as bar:

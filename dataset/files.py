@@ -1,6 +1,6 @@
-"""Finding the files of a data set: folders in any letter case, pictures, safe list files.
+"""Finds the files of a data set: folders in any letter case, names of pictures, list files.
 
-All pictures below a folder are found by tree.py.
+tree.py finds all pictures below a folder.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataset.decoding import need_file, reason
 from utils import InputError
 
 logger = logging.getLogger("dataset")
-# Announces what takes long, or much of the disk, before it begins, even where only warnings show.
+# Announces work that takes long or much disk space; shown even where only warnings are.
 announcements = logging.getLogger("dataset.announcements")
 announcements.setLevel(logging.INFO)
 
@@ -28,11 +28,11 @@ _OTHER_PICTURES = {
     *(".ppm", ".pgm", ".pbm", ".pnm", ".pcx", ".sgi", ".rgb", ".rgba", ".bw", ".dds"),
     *(".qoi", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".ras", ".xbm", ".xpm"),
 }
-# Pillow alone may not read these; counted all the same, so that they are named and not left out.
+# Pillow alone may not read these, but they are listed, so that errors name them.
 _RARE_PICTURES = {".heic", ".heif", ".heics", ".heifs", ".hif", ".jxl"}
 IMAGE_SUFFIXES = frozenset(_PHOTOGRAPHS | _OTHER_PICTURES | _RARE_PICTURES)
 
-# What operating systems, storage boxes and programs leave in folders; names in lower case.
+# Names, in lower case, that operating systems, NAS devices and programs leave in folders.
 _SYSTEM_NAMES = frozenset(
     (
         *("__macosx", "@eadir", "@tmp", "@recycle", "#recycle", "#snapshot", "@snapshot"),
@@ -43,15 +43,15 @@ _SYSTEM_NAMES = frozenset(
 )
 
 
-# --- what is worth a warning ----------------------------------------------------------------------
+# --- warnings -------------------------------------------------------------------------------------
 
 _said: set[str] = set()
 
 
 def warn_once(message: str, to: logging.Logger = logger, level: int = logging.WARNING) -> None:
-    """Logs a message that this process has not logged before: a run reads its data many times.
+    """Log a message once per process, because a run reads its data many times.
 
-    What the logger keeps back does not count as logged.
+    A message below the logger's level does not count as logged.
     """
     if message not in _said and to.isEnabledFor(level):
         _said.add(message)
@@ -60,7 +60,7 @@ def warn_once(message: str, to: logging.Logger = logger, level: int = logging.WA
 
 @contextlib.contextmanager
 def said_anew() -> Iterator[None]:
-    """In here, messages come again that were logged before."""
+    """A context in which messages that were logged before are logged again."""
     before = set(_said)
     _said.clear()
     try:
@@ -73,7 +73,7 @@ def said_anew() -> Iterator[None]:
 
 
 def find_all(folder: Path, relative: str) -> list[Path]:
-    """Files and folders at `folder`/`relative`, letter case ignored; an exact match comes first."""
+    """Files and folders at `folder`/`relative` in any letter case; an exact match comes first."""
     found = [Path(folder)]
     for part in Path(relative).parts:
         found = [entry for parent in found for entry in _entries_called(parent, part)]
@@ -81,12 +81,12 @@ def find_all(folder: Path, relative: str) -> list[Path]:
 
 
 def find(folder: Path, *relatives: str) -> Path | None:
-    """The first of `relatives` that exists in `folder`, letter case ignored; None without one."""
+    """The first of `relatives` that exists in `folder`, in any letter case; None if none does."""
     return next((path for relative in relatives for path in find_all(folder, relative)), None)
 
 
 def need(folder: Path, *relatives: str) -> Path:
-    """As `find`.
+    """The path that `find` finds.
 
     Raises:
         InputError: none of `relatives` exists.
@@ -117,7 +117,7 @@ def is_folder(path: Path | str) -> bool:
 
 
 def is_gone(path: Path | str) -> bool:
-    """Whether nothing is at a path; what may not be looked at is there, and reading it says why."""
+    """Whether a path does not exist; one without permission exists, and reading it will say so."""
     try:
         os.stat(path)  # noqa: PTH116
     except PermissionError:
@@ -128,18 +128,17 @@ def is_gone(path: Path | str) -> bool:
 
 
 def is_image(name: str) -> bool:
-    """Whether a file name is that of a picture; a hidden file (macOS's "._x.jpg") is none."""
+    """Whether a file name is that of a picture; hidden files (macOS's "._x.jpg") are not."""
     return not is_hidden(name) and Path(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is the system's business: ".x", "@eaDir", "$RECYCLE.BIN"."""
+    """Whether a file or folder is hidden or the system's: ".x", "@eaDir", "$RECYCLE.BIN"."""
     return name.startswith(".") or name.lower() in _SYSTEM_NAMES
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Names of the folders in `folder` in class order (see `in_class_order`); none where it
-    cannot be read."""
+    """Names of the folders in `folder`, see `in_class_order`; [] if it cannot be read."""
     try:
         with os.scandir(folder) as entries:
             found = [entry.name for entry in entries if is_folder_entry(entry)]
@@ -157,7 +156,7 @@ def is_folder_entry(entry: os.DirEntry) -> bool:
 
 
 def in_class_order(names: Iterable[str]) -> list[str]:
-    """Class names sorted by number when all of them are whole numbers, else by character code."""
+    """Class names sorted as numbers if all of them are whole numbers, else by character code."""
     names = list(names)
     if all(re.fullmatch(r"-?[0-9]+", name) for name in names):
         return sorted(names, key=lambda name: (int(name), name))
@@ -186,14 +185,14 @@ def read_text(path: Path) -> str:
     """A text file in UTF-8, with or without a byte order mark, or in UTF-16 with one.
 
     Raises:
-        OSError: it cannot be read, or is no plain file. UnicodeDecodeError: it is something else.
+        OSError: it cannot be read, or is no plain file. UnicodeDecodeError: it is no such text.
     """
     need_file(path)
     return storage.read_text(path, MOST_BYTES)
 
 
 def read_rows(path: Path, columns: int, skip: int = 0) -> list[list[str]]:
-    """The rows of a list file, split at white space, without its first `skip` lines.
+    """The rows of a list file, split at white space, after its first `skip` lines.
 
     Raises:
         InputError: the file is missing or no text, or a row does not have `columns` columns.
@@ -208,45 +207,45 @@ def read_rows(path: Path, columns: int, skip: int = 0) -> list[list[str]]:
     for number, row in rows:
         if row and len(row) != columns:
             raise InputError(
-                f"{path} line {number} has {len(row)} columns where {columns} belong; "
+                f"{path} line {number} has {len(row)} columns instead of {columns}; "
                 "get the file again from its source"
             )
     return [row for _, row in rows if row]
 
 
 def whole_numbers(texts: Sequence[str], path: Path) -> list[int]:
-    """The numbers in a column of the list file `path`; raises InputError where there is none."""
+    """The numbers in a column of the list file `path`; InputError for anything else."""
     try:
         return [int(text) for text in texts]
     except ValueError as error:
         raise InputError(
-            f"{path} holds something else where numbers belong ({error}); "
+            f"{path} has something else in a column of numbers ({error}); "
             "get the file again from its source"
         ) from error
 
 
 def composed(name: str) -> str:
-    """A name with its accents put together (Unicode's NFC), as a folder from a Mac has them not.
+    """A name with composed accents (Unicode's NFC); folders from a Mac have decomposed ones.
 
-    Names that look alike are one so: of a class, of a label, of a file that is looked for.
+    It makes equal names compare equal: of classes, labels, and files to find.
     """
     return unicodedata.normalize("NFC", name)
 
 
 def folded(text: str) -> str:
-    """Text for a look whether it contains some: without letter case, as `composed`."""
+    """Text for comparing and searching: `composed`, without letter case."""
     return composed(text).casefold()
 
 
 class OnDisk:
-    r"""How a path that a list or a table names is spelled on disk.
+    r"""Finds how a path in a list or a table is spelled on disk.
 
-    One from Windows has "\" between the parts, and "A.JPG" for a file that is called "a.jpg"; one
-    from a Mac, or a disk from there, puts accents together in another way (Unicode's NFC and NFD).
-    A path that is there is never changed.
+    A path from Windows has "\" between its parts, and may have "A.JPG" for a file called "a.jpg".
+    One from a Mac, or a disk from there, may compose accents differently (Unicode's NFC and NFD). A
+    path that exists is never changed.
 
     Args:
-        folder: where relative paths begin.
+        folder: the folder that relative paths start from.
     """
 
     def __init__(self, folder: str) -> None:
@@ -255,24 +254,24 @@ class OnDisk:
         self._names: dict[str, tuple[set[str], dict[str, str]]] = {}
 
     def __call__(self, path: str) -> str:
-        """A path, relative or absolute, as it is on disk; unchanged where nothing is there."""
+        """A path, relative or absolute, as spelled on disk; unchanged if nothing is there."""
         if "\\" in path and not self.is_there(path):
             path = path.replace("\\", "/")
         return self._file(path)
 
     def is_there(self, path: str) -> bool:
-        """Whether something is at a path."""
+        """Whether a path exists."""
         return os.path.exists(self._place(path))  # noqa: PTH110 (Path is slow)
 
     def _place(self, path: str) -> str:
         return os.path.join(self.folder, path)  # noqa: PTH118 (Path is slow)
 
     def _file(self, path: str) -> str:
-        # Folders are listed, once each: files are many, and asking for each takes as long.
+        # Every folder is listed once, which is much faster than checking every file.
         parent, slash, name = path.rpartition("/")
         inside = self._folder(parent) if parent else ""
         exact, alike = self._names_in(inside + slash)
-        return f"{inside}{slash}{name if name in exact else alike.get(_folded(name), name)}"
+        return f"{inside}{slash}{name if name in exact else alike.get(folded(name), name)}"
 
     def _folder(self, path: str) -> str:
         if path not in self._spelled:
@@ -285,9 +284,5 @@ class OnDisk:
                 names = sorted(os.listdir(self._place(inside)), reverse=True)  # noqa: PTH208
             except OSError:
                 names = []
-            self._names[inside] = set(names), {_folded(name): name for name in names}
+            self._names[inside] = set(names), {folded(name): name for name in names}
         return self._names[inside]
-
-
-def _folded(name: str) -> str:
-    return composed(name).casefold()

@@ -1,4 +1,4 @@
-"""What is wrong with a data set, or unusual about it: one function for each kind of finding.
+"""Lists what is wrong or unusual in a data set, with one function for each kind of finding.
 
 A *finding* makes results wrong or not comparable; a *note* says what happens to an unusual file.
 """
@@ -31,17 +31,17 @@ READING = "reading"
 REMARK = "remark"
 _EXAMPLES = 3
 _REMARKS = 20
-_FEWEST_PIXELS = 4  # of a side, for something to be seen
+_FEWEST_PIXELS = 4  # a smaller side shows nothing
 _AS_STORED = "taken as stored, as the released programs do (--exif ignore)"
 
 
 @dataclass
 class Finding:
-    """One kind of thing that was found.
+    """One kind of finding.
 
     Attributes:
-        kind: what was found. count: how often. meaning: for results, and what to do.
-        examples: where, all places; the table shows a few.
+        kind: what was found. count: how often. meaning: its effect on results, and what to do.
+        examples: all files or classes; the table shows a few.
         note: whether it is a note, which does not set the exit status.
     """
 
@@ -52,7 +52,7 @@ class Finding:
     note: bool = False
 
     def sentence(self) -> str:
-        """For the table."""
+        """The finding as a sentence for the table."""
         if self.kind == READING:
             return self.meaning
         shown = self.examples[: _REMARKS if self.kind == REMARK else _EXAMPLES]
@@ -156,7 +156,7 @@ def _shape_findings(parts: dict[str, ImageSet], facts: dict[str, FileFacts]) -> 
 
 
 def odd_shapes(size: tuple[int, int], box: Sequence[int]) -> Iterator[str]:
-    """What is odd about a size, or about the box (x1, y1, x2, y2; -1 where there is none) in it."""
+    """What is odd about an image's size, or about its box (x1, y1, x2, y2; -1 if there is none)."""
     width, height = size
     x1, y1, x2, y2 = box
     if x1 >= width or y1 >= height:
@@ -224,10 +224,10 @@ def _duplicate_findings(
 def _groups_of_copies(
     parts: dict[str, ImageSet], facts: dict[str, FileFacts]
 ) -> Iterator[tuple[list[_Copy], int]]:
-    """The different listings of each image that is listed more than once.
+    """The distinct listings of each image that is listed more than once.
 
-    With them comes how often one of them stands in one list. An image is what a file holds, or what
-    a box cuts out of it. Lists of which a run uses one, such as VehicleID's, count as one.
+    Also the largest number of times that one of them is in one list. An image is the content of a
+    file, or of a box in it. Alternative lists, such as VehicleID's, count as one.
     """
     listed: dict[tuple[bytes, bytes], dict[_Copy, Counter[str]]] = defaultdict(
         lambda: defaultdict(Counter)
@@ -235,7 +235,7 @@ def _groups_of_copies(
     for title, part in parts.items():
         for index, path in enumerate(part.paths):
             digest = facts[path].digest
-            if facts[path].fault:  # two damaged files are no copies, one listed twice is
+            if facts[path].fault:  # damaged files are copies only of themselves
                 digest = path.encode("utf-8", "surrogateescape")
             box = b"" if part.boxes is None else part.boxes[index].tobytes()
             copy = _Copy(title.split()[0], facts[path].name, part.class_names[part.labels[index]])
@@ -247,10 +247,10 @@ def _groups_of_copies(
 
 
 def _pairs(copies: Iterable[_Copy], how: str = "in", field: str = "side") -> Iterator[str]:
-    """The first of some copies with each of the others.
+    """The first of the copies paired with each of the others, in words.
 
     Args:
-        how, field: say where both are listed, if they are one file: "x.jpg in train and eval".
+        how, field: say where both are listed if they are the same file: "x.jpg in train and eval".
     """
     first, *others = copies
     for other in others:
@@ -263,18 +263,18 @@ def _pairs(copies: Iterable[_Copy], how: str = "in", field: str = "side") -> Ite
 def _near_duplicate_notes(
     parts: dict[str, ImageSet], facts: dict[str, FileFacts]
 ) -> Iterable[Finding]:
-    """Pictures of the evaluation that are in the training once more, changed a little.
+    """Evaluation pictures that are, slightly changed, also training pictures.
 
-    Data with boxes are left out: what a box cuts out of a photograph is not looked at here.
+    Not for data with boxes, because thumbnails are of whole photographs.
     """
     if any(part.boxes is not None for part in parts.values()):
         return
     if len(facts) > MOST_COMPARED:
-        words = f"near duplicates are looked for among {MOST_COMPARED:,} images at most"
+        words = f"near duplicates are searched among {MOST_COMPARED:,} images at most"
         yield Finding(READING, 1, f"{words}, and there are {len(facts):,}", note=True)
         return
     tested, trained = _facts_of_sides(parts, facts)
-    copies = tested.keys() & trained.keys()  # exact ones, which are a finding of their own
+    copies = tested.keys() & trained.keys()  # exact duplicates are another finding
     first, second = (
         [fact for digest, fact in side.items() if digest not in copies]
         for side in (tested, trained)
@@ -287,8 +287,8 @@ def _near_duplicate_notes(
     yield from some(
         "near duplicate across train and test",
         [f"{first[pair.first].name} ~ {second[pair.second].name}" for pair in pairs],
-        "the same picture in another size, cut or brightness, or one much like it; look at them, "
-        "the most alike first, and remove one of each that is the same",
+        "the same picture in another size, crop or brightness, or a very similar one; compare them "
+        "(the most similar are first), and remove one of each that is the same",
         note=True,
     )
 
@@ -296,7 +296,7 @@ def _near_duplicate_notes(
 def _facts_of_sides(
     parts: dict[str, ImageSet], facts: dict[str, FileFacts]
 ) -> tuple[dict[bytes, FileFacts], dict[bytes, FileFacts]]:
-    """Of the evaluation and of the training: digest → facts of a file that has a thumbnail."""
+    """Digest → facts of the files with thumbnails, of the evaluation and of the training."""
     tested: dict[bytes, FileFacts] = {}
     trained: dict[bytes, FileFacts] = {}
     for title, part in parts.items():
@@ -346,6 +346,6 @@ def _conversion_notes(facts: dict[str, FileFacts], upright: bool) -> Iterable[Fi
 
 
 def some(kind: str, items: Sequence[str], meaning: str, note: bool = False) -> Iterable[Finding]:
-    """A finding of all `items`, where there are any."""
+    """A finding of all `items`, if there are any."""
     if items:
         yield Finding(kind, len(items), meaning, list(items), note)

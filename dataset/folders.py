@@ -1,9 +1,9 @@
-"""`folder:PATH`: the user's own images, a folder for each class.
+"""`folder:PATH`: the user's own images, with a folder for each class.
 
-Four arrangements are taken: PATH/<class>/…, of which a share of the classes is held out;
+There are four arrangements: PATH/<class>/…, of which a share of the classes is held out;
 PATH/<split>/<class>/…; PATH/<something>_<split>/<class>/…; and PATH/<class>/<split>/….
-The splits may be called what people call them (own.SPLIT_WORDS). A folder that is called like a
-split and does not fit any of these is refused: taken for a class it would give false numbers.
+Splits may have any of the usual names (own.SPLIT_WORDS). A folder that is called like a split but
+fits none of these is refused, because the numbers would be wrong if it counted as a class.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from utils import InputError, counted, join_words
 
 
 class FolderData(OwnData):
-    """`folder:PATH`: PATH/<class>/…, or PATH/train/<class>/… beside PATH/eval/<class>/…."""
+    """`folder:PATH`: PATH/<class>/…, or PATH/train/<class>/… and PATH/eval/<class>/…."""
 
     tree = """PATH/<class>/<image>         a share of the classes is held out
 or                           (--eval-classes)
@@ -48,11 +48,11 @@ PATH/eval/<class>/<image>    (or PATH/query and PATH/gallery)"""
         return _rows(tree(self.path), self.given)
 
     def _why_none(self) -> str:
-        """Why there is no folder at the path, and what to do."""
+        """Why the path is no folder, and what to do."""
         try:
             os.stat(self.path)  # noqa: PTH116
         except PermissionError as error:
-            return f"cannot be looked at ({reason(error)}); check the permissions"
+            return f"cannot be read ({reason(error)}); check the permissions"
         except (OSError, ValueError):
             if not os.path.lexists(self.path):
                 return "does not exist; check the path"
@@ -68,7 +68,7 @@ def _rows(found: Tree, given: str) -> Rows:
 
 
 class _Arrangement:
-    """How the pictures of a tree are divided into splits and classes."""
+    """Divides the pictures of a tree into splits and classes."""
 
     def __init__(self, found: Tree, given: str) -> None:
         self.tree = found
@@ -111,7 +111,7 @@ class _Arrangement:
         )
 
     def _what_else(self) -> str:
-        """What there is in place of pictures in class folders."""
+        """What the folder has instead of pictures in class folders."""
         if loose := len(self.tree.pictures):
             return f"{counted(loose, 'picture')}, outside any class folder"
         among = f" among {self._other_files()}" if self.tree.others else ""
@@ -127,14 +127,14 @@ class _Arrangement:
         if not others and name in self.deep and split_of(name) is None:
             raise InputError(
                 f"{self.given} holds one folder with pictures, {name}, which would be its only "
-                f"class; if the classes lie in it, name it: folder:{self.tree.folder / name}"
+                f"class; if the classes are in it, name it: folder:{self.tree.folder / name}"
             )
 
     def _split_folders(self) -> dict[str, str]:
-        """Split → the folder that holds its class folders; empty where there are no splits.
+        """Split → the folder with its class folders; {} if there are no splits.
 
         Raises:
-            InputError: folders are called like splits and cannot be used as such.
+            InputError: folders are called like splits but cannot be used as such.
         """
         named = {name: split for name in self.filled if (split := split_of(name))}
         groups = [named, *self._groups_with_something()]
@@ -155,7 +155,7 @@ class _Arrangement:
         return chosen
 
     def _groups_with_something(self) -> list[dict[str, str]]:
-        """Folders such as cars_train and cars_test, by what their names have in common."""
+        """Folders such as cars_train and cars_test, grouped by the common part of their names."""
         groups: dict[str, dict[str, str]] = defaultdict(dict)
         for name in self.filled:
             found = split_in(name)
@@ -164,7 +164,7 @@ class _Arrangement:
         return list(groups.values())
 
     def _refuse_loose(self, group: dict[str, str]) -> None:
-        """Refuses pictures that are sorted into splits and not into classes."""
+        """Refuses pictures that are divided into splits but not into classes."""
         nothing_else = group and group.keys() == self.filled.keys()
         if not self.deep & group.keys() and (_is_division(group.values()) or nothing_else):
             hold = "hold" if len(group) > 1 else "holds"
@@ -181,7 +181,7 @@ class _Arrangement:
             exact = [name for name in names if name.lower() == split]
             exact.sort(key=lambda name: (name != split, name))
             if split == "eval" and not exact and {"query", "gallery"} <= set(group.values()):
-                continue  # such as a test/ that holds query/ and gallery/ once more
+                continue  # such as a test/ with copies of query/ and gallery/
             if len(names) > 1 and not exact:
                 raise InputError(
                     f"{self.given} has {join_words(names, 'and')}, and {split} can be only one "
@@ -216,7 +216,7 @@ class _Arrangement:
         """Whether every class folder is divided: <class>/train and <class>/test.
 
         Raises:
-            InputError: only some of them are, or some pictures lie beside the splits.
+            InputError: only some of them are, or some pictures are outside the splits.
         """
         words = {
             picture.split("/")[1]
@@ -271,7 +271,7 @@ class _Arrangement:
             yield from ((picture, class_name, None) for picture in pictures)
         self._remark_empty(self.pictures.keys() - self.filled.keys())
 
-    # --- what is said ---
+    # --- remarks ---
 
     def _remark_loose(self, splits: dict[str, str]) -> None:
         places = {"": sum("/" not in picture for picture in self.tree.pictures)}
@@ -302,10 +302,10 @@ class _Arrangement:
     def _notes_on_depth(
         self, table: list[tuple[str, str, str | None]], depth: int, divided: bool
     ) -> Iterator[Note]:
-        """What is said where pictures lie below class folders, which are `depth` folders down.
+        """A note if pictures are in folders below class folders, which are `depth` folders down.
 
-        If all of them do, and in more folders than there are classes, the lower folders may be what
-        is to be told apart.
+        It is a warning if all of them are, and in more folders than there are classes: then the
+        lower folders may be the classes that the user means.
         """
         deeper = [row for row in table if row[0].count("/") > depth]
         if divided or not deeper:
@@ -328,5 +328,5 @@ class _Arrangement:
 
 
 def _is_division(splits: Collection[str | None]) -> bool:
-    """Whether something is trained on and something is held out."""
+    """Whether the splits include training and something held out."""
     return "train" in splits and any(split in splits for split in SPLITS[1:])

@@ -1,4 +1,4 @@
-"""What people give for a folder or a table of images, and is neither: what it is, what to do."""
+"""Files that are given as a folder or a table of images, but are neither: what to do with them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 
 from dataset.decoding import need_file
 
-HEAD = 512  # bytes that tell them apart
+HEAD = 512  # first bytes by which they are recognised
 
 _UNPACK = "an archive; unpack it, and name the folder that comes out of it: folder:PATH"
 _SHEET = "a spreadsheet; save it as CSV there"
 _COLUMNS = "and images are listed in CSV, with the columns path and label; write it as that"
 
-# What a file begins with (at a place) → what it is. The spreadsheets below are zip archives too.
+# Offset, the bytes there, and what the file is. Spreadsheets (_SHEETS) are zip archives too.
 _BEGINNINGS = (
     (0, b"PK\3\4", _UNPACK),
     (0, b"\x1f\x8b", _UNPACK),
@@ -36,7 +36,7 @@ _PACKED = frozenset(".zip .tar .tgz .gz .bz2 .xz .zst .7z .rar .parquet .arrow .
 
 
 def what_it_is(path: Path | str) -> str:
-    """Which other kind of file this is, and what to do, in words; "" for what may be a table."""
+    """What kind of file this is, and what to do, in words; "" for a file that may be a table."""
     try:
         need_file(path)
         with Path(path).open("rb") as file:
@@ -46,7 +46,7 @@ def what_it_is(path: Path | str) -> str:
 
 
 def what_begins_with(head: bytes, path: Path | str) -> str:
-    """The same by the first `HEAD` bytes of the file that is called so."""
+    """`what_it_is`, given the first `HEAD` bytes of the file."""
     if head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"["):
         return f"JSON, {_COLUMNS}"
     for place, beginning, words in _BEGINNINGS:
@@ -56,11 +56,11 @@ def what_begins_with(head: bytes, path: Path | str) -> str:
 
 
 def packed_suffixes(suffixes: Iterable[str]) -> list[str]:
-    """Those of some suffixes whose files may hold pictures, which are not looked for there."""
+    """Those of the suffixes whose files may contain pictures, which are not searched there."""
     return sorted(_PACKED.intersection(suffixes))
 
 
 def is_address(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is one of the web or of a store of objects: https://…, s3://…"""
+    """Whether a path is an address on the web or in an object store: https://…, s3://…"""
     kind, _, rest = os.fspath(path).partition("://")
     return bool(rest) and kind.isalnum()

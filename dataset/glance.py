@@ -1,9 +1,9 @@
-"""Whether a file looks like a whole picture, told without decoding it.
+"""Checks whether a file looks like a whole picture, without decoding it.
 
-Pillow reads its header, and its end is compared with how files of its format end. A file that was
-cut short on its way, or that is filled with zeros because the disk was full, ends otherwise. One
-that does not look whole may still be sound (cameras write more behind a JPEG's end), and one that
-does may be damaged in its middle: only decoding tells.
+Pillow reads its header, and its end is compared with that of its format. A file that was cut short
+in a transfer, or filled with zeros because the disk was full, ends differently. A file that does
+not look whole may still be sound (cameras write more after a JPEG's end), and one that does may be
+damaged in its middle: only decoding tells.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ _TAIL = 64  # bytes
 def looks_whole(path: str | os.PathLike[str]) -> bool:
     """Whether Pillow knows the file's header, and the file ends as its format does.
 
-    False where that cannot be told (TIFF, and other formats without a mark at their end).
+    False for formats without a mark at their end, such as TIFF.
     """
     try:
         need_file(path)
         with Path(path).open("rb") as file:
-            with Image.open(file) as image:  # leaves a file that it was given open
+            with Image.open(file) as image:  # does not close the file
                 ends = _ENDS.get(image.format or "")
             return ends is not None and ends(file)
-    except Exception:  # Pillow reports damage through a dozen unrelated types
+    except Exception:  # Pillow raises a dozen unrelated types for damaged files
         return False
 
 
@@ -43,7 +43,7 @@ def _tail(file: BinaryIO) -> bytes:
 
 
 def _jpeg(file: BinaryIO) -> bool:
-    """Ends in its marker, or in zeros behind it."""
+    """Ends in its marker, which zeros may follow."""
     return _tail(file).rstrip(b"\0").endswith(b"\xff\xd9")
 
 
@@ -56,7 +56,7 @@ def _gif(file: BinaryIO) -> bool:
 
 
 def _riff(file: BinaryIO) -> bool:
-    """WebP says in its header how long it is."""
+    """WebP has its length in its header."""
     file.seek(4)
     (length,) = struct.unpack("<I", file.read(4))
     return length + 8 <= file.seek(0, os.SEEK_END)
@@ -69,7 +69,7 @@ def _bmp(file: BinaryIO) -> bool:
 
 
 def _boxes(file: BinaryIO) -> bool:
-    """AVIF and HEIC are boxes, one behind the other, each with its length in front."""
+    """AVIF and HEIC are consecutive boxes, each of which begins with its length."""
     size, start = file.seek(0, os.SEEK_END), 0
     while start < size:
         file.seek(start)
@@ -77,9 +77,9 @@ def _boxes(file: BinaryIO) -> bool:
         if len(head) < 8:
             return False
         length = struct.unpack(">I", head[:4])[0]
-        if length == 1:  # it has 64 bits
+        if length == 1:  # the length has 64 bits
             length = int.from_bytes(head[8:16], "big")
-        if length == 0:  # as far as the file goes
+        if length == 0:  # up to the end of the file
             return True
         if length < 8:
             return False

@@ -1,11 +1,11 @@
 """In-Shop Clothes Retrieval (DeepFashion): 52,712 photographs of 7,982 items of clothing.
 
-Training, query and gallery images are named by one partition file; "eval" is the queries followed
-by the gallery, for measures that look at all held-out images at once. Bounding boxes are not used.
+One partition file lists training, query and gallery images; "eval" is the queries followed by the
+gallery, for metrics over all held-out images. Bounding boxes are not used.
 
-The authors give the photographs twice, under the same names: `img`, centred and brought to
-256 x 256 pixels, which is the one for retrieval, and `img_highres`, which is for parsing and
-segmentation (docs/dataset/IN_SHOP_DATASET.md of their laboratory's mmfashion).
+The authors provide the photographs twice, with the same names: `img`, centred and resized to
+256 x 256 pixels, is for retrieval, and `img_highres` for parsing and segmentation
+(docs/dataset/IN_SHOP_DATASET.md in their laboratory's mmfashion).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _HELD_OUT = ("query", "gallery")
 
 
 def _images(folder: Path, kind: str) -> Path | None:
-    """The folder that the list calls "img": itself, or in the archive's Img/; None without one."""
+    """The folder that the list calls "img", also inside the archive's Img/; None if not there."""
     inside = find(folder, f"Img/{kind}")
     if inside is not None:
         return inside
@@ -65,7 +65,7 @@ def _partition(path: Path) -> list[list[str]]:
 
 def _read(folder: Path, split: str, kind: str) -> Listing:
     path = need(folder, *_PARTITIONS)
-    # Queries and gallery share their labels, whichever of the two is asked for.
+    # Labels are numbered over queries and gallery together, even if only one of them is loaded.
     side = ("train",) if split == "train" else _HELD_OUT
     rows = [row for row in _partition(path) if row[2] in side]
     rows.sort(key=lambda row: side.index(row[2]))
@@ -93,12 +93,12 @@ def _layout(kind: str, concern: str = "") -> Layout:
 _HIGHRES = (
     "these are the pictures of img_highres, and published results are on those of img "
     "(Img/img.zip, 256 x 256 pixels): R@1 has been seen to differ by -1 to +1.3 points; put img "
-    "beside it, and it is used"
+    "next to it, and it is used"
 )
 
 
 class InShop(Benchmark):
-    """In-Shop by its partition file; `img` is preferred to `img_highres` where both are there."""
+    """In-Shop by its partition file; `img` is preferred to `img_highres` if both are there."""
 
     name = "inshop"
     aliases = ("inshopclothes", "inshopclothesretrieval", "deepfashion")
@@ -134,7 +134,7 @@ class InShop(Benchmark):
         """The images of one part of the partition."""
         if not layout.concern and _matches(folder, "img_highres"):
             warn_once(
-                "img and img_highres are both there; img is used, which published results are on",
+                "img and img_highres are both there; img is used, as in published results",
                 notes_logger,
                 logging.INFO,
             )

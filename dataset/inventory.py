@@ -1,7 +1,7 @@
-"""What a run looks at before it starts: whether its files are there, and whether they are the same.
+"""Checks before a run starts: whether its files exist, and whether they are the same as before.
 
-require_files(train, evaluated)     a missing file is named before training, not after an epoch
-fingerprints(train, *evaluated)     kept with a run, and compared when it is continued
+require_files(train, evaluated)     names missing files before training, not after an epoch
+fingerprints(train, *evaluated)     stored with a run, and compared when it is continued
 """
 
 from __future__ import annotations
@@ -13,32 +13,32 @@ from utils import InputError, join_words
 
 _NAMED = 3
 BAD_IMAGES = 0.01
-"""The share of a split that may be unreadable where `--max-bad-images` is not given."""
+"""The default of `--max-bad-images`: the share of a split that may be unreadable."""
 
 
 def admitted_bad_images(share: float, count: int) -> int:
-    """How many of so many images may be unreadable: this share, but one at least; 0 admits none."""
-    # A share such as 0.29 is a little less than its digits say, and 29 of 100 are meant.
+    """How many of `count` images may be unreadable: this share, but at least one; 0 allows none."""
+    # As a float, 0.29 is slightly less than its digits say; it should allow 29 of 100.
     return max(1, int(share * count + 1e-6)) if share else 0
 
 
 def share_admitting(bad: int, count: int) -> float:
-    """The `--max-bad-images` with which so many of `count` images may be unreadable."""
+    """The `--max-bad-images` that allows `bad` of `count` images to be unreadable."""
     return -(-bad * 10_000 // count) / 10_000  # rounded up
 
 
 def require_files(
     train: ImageSet | None, evaluated: Iterable[ImageSet], max_bad_images: float = 0.0
 ) -> None:
-    """Looks for every file of a run; what is in them is not looked at (see readable.py).
+    """Check that all files of a run exist; readable.py checks their contents.
 
     Args:
-        train: the training images, or None where nothing is trained.
+        train: the training images, or None if nothing is trained.
         evaluated: queries, galleries, held-out classes.
         max_bad_images: the share of each of them that may be missing (`--max-bad-images`).
 
     Raises:
-        InputError: more files are missing; the sentence counts them and names the first ones.
+        InputError: more files are missing; the message counts them and names the first ones.
     """
     sides = [(images, "evaluation") for images in evaluated]
     for images, side in [*sides, *([] if train is None else [(train, "training")])]:
@@ -59,11 +59,11 @@ def _sentence(images: ImageSet, missing: list[str], side: str) -> str:
 
 
 def fingerprints(*parts: ImageSet) -> dict[str, str]:
-    """What `ImageSet.content_fingerprint` says of each part, by its split.
+    """`ImageSet.content_fingerprint` of each part, by its split.
 
     Several parts of one split, such as VehicleID's lists, are numbered: "eval", "eval 2", ….
-    A run keeps all of it and is continued only where all of it is the same; which entry differs
-    says on which side the images changed.
+    A run stores them and is continued only if all are the same; the entry that differs shows which
+    images have changed.
     """
     found: dict[str, str] = {}
     for images in parts:

@@ -1,8 +1,7 @@
-"""Where something is kept about image files, under which name, and whether it still holds.
+"""Where data about image files are stored, under which name, and whether they are up to date.
 
-What is kept are pixels (cache.py) and which files can be read (readable.py).
-
-Nothing here loads torch.
+These data are pixels (cache.py), and which files can be read (readable.py). Nothing here loads
+torch.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from utils import InputError
 
 
 def default_folder() -> Path:
-    """Where caches go without `--cache-dir`: the user's cache folder."""
+    """The folder of caches without `--cache-dir`, in the user's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME")
     base = base or (home() and home() / ".cache")
     if base is None:
@@ -32,7 +31,7 @@ def default_folder() -> Path:
 
 
 def usual_place() -> Path | None:
-    """The `default_folder`; None where it cannot be written: a read-only home, or none at all."""
+    """The `default_folder`; None if it cannot be written: a read-only home, or none at all."""
     try:
         folder = default_folder()
     except InputError:
@@ -41,16 +40,16 @@ def usual_place() -> Path | None:
 
 
 def name_of(images: ImageSet, *kind: object, size: int | None = None) -> str:
-    """The name of the file or folder in which something is kept about a data set's images.
+    """The name of the file or folder with data about a data set's images.
 
-    All lists of images that lie in one place share it: training and evaluation, other draws of the
-    held-out classes, the same images and a few more. Each image is found in it by its version.
+    All lists of images in one folder share it: training and evaluation, other draws of the held-out
+    classes, the same images and a few more. Each image is found in it by its version.
 
     Args:
-        kind: what is kept; another kind has another name. size: stands in the name, for people.
+        kind: the kind of data; different kinds have different names. size: shown in the name.
     """
-    told = kind if images.upright else (*kind, "as stored")
-    digest = hashlib.blake2b(repr(told).encode(), digest_size=6)
+    identity = kind if images.upright else (*kind, "as stored")
+    digest = hashlib.blake2b(repr(identity).encode(), digest_size=6)
     digest.update(os.fsencode(_place(images)))
     name = "".join(letter if letter.isalnum() else "-" for letter in images.name)[-40:]
     parts = [name, *([] if size is None else [str(size)]), digest.hexdigest()]
@@ -58,9 +57,9 @@ def name_of(images: ImageSet, *kind: object, size: int | None = None) -> str:
 
 
 def _place(images: ImageSet) -> str:
-    """The absolute folder that the paths are relative to; "" where they are absolute themselves.
+    """The absolute folder that the paths are relative to; "" if they are absolute.
 
-    It is the same however the folder is called from here: `photos`, `.` or `../photos`.
+    It is the same whether the folder is given as `photos`, `.` or `../photos`.
     """
     prefix = images.paths.prefix
     if not prefix and all(map(os.path.isabs, images.paths.names())):
@@ -72,15 +71,15 @@ def _place(images: ImageSet) -> str:
 
 VERSION = np.dtype([("who", np.uint64), ("size", np.int64), ("time", np.int64)])
 """An image and the state of its file: a hash of the image's name and box, the file's size in bytes
-and its time in ns (-1 where the file is missing). What was found out about a version holds for as
-long as the file has it."""
+and its time in ns (-1 if the file is missing). Data about a version are valid as long as the file
+has it."""
 
 
 def versions_of(images: ImageSet, *, known: bool = False) -> np.ndarray:
-    """(N,) of `VERSION`: the images as their files are now.
+    """(N,) of `VERSION`: the current versions of the images.
 
     Args:
-        known: they may be as they were when a start first asked for them (`known_statuses`).
+        known: whether statuses that were read before may be used (`known_statuses`).
     """
     now = (known_statuses if known else statuses)(images.paths)
     boxes = [None] * len(images) if images.boxes is None else images.boxes

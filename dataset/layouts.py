@@ -1,7 +1,7 @@
-"""What a published data set says about itself, and how a copy of it on disk is recognised.
+"""Published data sets, and how copies of them on disk are recognised.
 
-cub.py, cars.py, sop.py, inshop.py and vid.py each hold one `Benchmark`: the folder names and
-layouts that copies come in, the class split, the published counts, and where people get it.
+cub.py, cars.py, sop.py, inshop.py and vid.py each have one `Benchmark`: the folder names and
+layouts of copies, the class split, the published counts, and where to get it.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ counts_logger = logging.getLogger("dataset.counts")
 
 
 class Listing(NamedTuple):
-    """Images as a layout's own files name them.
+    """The images of a layout, as its own files list them.
 
-    `names` are relative to `folder`; `labels` (N,) are dense from 0 and `class_names[label]`.
+    `names` are relative to `folder`; `labels` (N,) are consecutive from 0, and indices of
+    `class_names`.
     """
 
     folder: Path
@@ -38,9 +39,9 @@ class Layout(NamedTuple):
     """One arrangement of files on disk.
 
     Attributes:
-        title: what people call it. matches: whether a folder has it, by names alone.
-        read: the folder, and whatever the data set's `list_split` passes on → a `Listing`.
-        concern: why results on its pictures cannot be compared with published ones, where they are
+        title: its name for readers. matches: whether a folder has it, by names alone.
+        read: the folder, and arguments from the data set's `list_split` → a `Listing`.
+        concern: why results on its pictures cannot be compared with published ones, if they are
             other pictures; else "".
     """
 
@@ -51,7 +52,7 @@ class Layout(NamedTuple):
 
 
 class NotFoundError(InputError):
-    """There is no copy of the data set under the data root; `detail` says where it was sought."""
+    """There is no copy of the data set under the data root; `detail` says where it was searched."""
 
     def __init__(self, name: str, root: Path, detail: str) -> None:
         super().__init__(
@@ -62,10 +63,10 @@ class NotFoundError(InputError):
 
 
 class Benchmark(DataSet):
-    """A published data set in the layouts it is passed around in.
+    """A published data set in the layouts of its copies.
 
     Attributes:
-        folders: where it usually lies under the data root (any letter case).
+        folders: its usual folders under the data root (any letter case).
         layouts: tried in turn on each of these folders, and on the data root itself.
     """
 
@@ -74,7 +75,7 @@ class Benchmark(DataSet):
 
     @abstractmethod
     def list_split(self, layout: Layout, folder: Path, split: str, **options: Any) -> Listing:
-        """The images of `split`; raises InputError when the layout's own files are damaged."""
+        """The images of `split`; raises InputError if the layout's own files are damaged."""
 
     def load(self, root: Path, split: str, **options: Any) -> ImageSet:
         """The images of `split` under the data root; see `dataset.load`."""
@@ -104,7 +105,7 @@ class Benchmark(DataSet):
         """The layout and the folder of the copy under `root`.
 
         Raises:
-            NotFoundError: there is none; the sentence names the folders that were looked at.
+            NotFoundError: there is none; the message names the folders that were searched.
         """
         roots = _data_roots(root)
         candidates = []
@@ -136,7 +137,7 @@ class Benchmark(DataSet):
         return f"{what}; expected {known}"
 
     def _on_disk(self, listing: Listing, root: Path) -> Listing:
-        """The listing with its images called as they are on disk, where the lists do otherwise.
+        """The listing with its images' names as spelled on disk, if the lists differ from it.
 
         Raises:
             InputError: neither the first nor the last image is there.
@@ -177,7 +178,7 @@ _USUAL_ROOTS = ("data", "datasets")
 
 
 def _data_roots(root: Path) -> list[Path]:
-    """Where copies are looked for: the data root; for ./data also ./datasets, and vice versa."""
+    """The folders that are searched: the data root; for ./data also ./datasets, and vice versa."""
     usual = [Path(name) for name in _USUAL_ROOTS]
     here = [place.absolute() for place in usual]
     if root.absolute() not in here:
@@ -190,7 +191,7 @@ def has(*relatives: str) -> Callable[[Path], bool]:
     return lambda folder: all(find(folder, relative) is not None for relative in relatives)
 
 
-# --- shapes of listings that several data sets share ----------------------------------------------
+# --- listings that several data sets share --------------------------------------------------------
 
 
 def list_class_folders(folder: Path) -> Listing:
@@ -212,7 +213,7 @@ def list_class_folders(folder: Path) -> Listing:
 
 
 def by_top_level(found: Tree) -> dict[str, list[str]]:
-    """The pictures in each of the folders at the top, in class order; loose ones are left out."""
+    """The pictures in each of the top folders, in class order; others are left out."""
     inside: dict[str, list[str]] = {name: [] for name in found.top_level()}
     for picture in found.pictures:
         name, slash, _ = picture.partition("/")
@@ -222,21 +223,21 @@ def by_top_level(found: Tree) -> dict[str, list[str]]:
 
 
 def from_rows(folder: Path, names: Sequence[str], keys: Sequence[Any]) -> Listing:
-    """A listing of `names` whose classes are the distinct `keys`, in their own order."""
+    """A listing of `names` whose classes are the distinct `keys`, sorted."""
     labels, values = dense(keys)
     return Listing(folder, names, labels, tuple(str(value) for value in values))
 
 
 def dense(keys: Sequence[Any] | np.ndarray) -> tuple[np.ndarray, list[Any]]:
-    """Any sortable keys → labels (N,) int64 dense from 0, and the key of each label."""
+    """Any sortable keys → labels (N,) int64, consecutive from 0, and the key of each label."""
     values, labels = np.unique(np.asarray(keys), return_inverse=True)
     return labels.astype(np.int64).reshape(-1), values.tolist()
 
 
 def half_of_classes(listing: Listing, split: str, name: str) -> Listing:
-    """The papers' class split: the first half of the classes trains, the second is held out.
+    """The papers' class split: the first half of the classes is for training, the second held out.
 
-    Images come in the order of class and name, so that it does not matter which layout they lie in.
+    Images are sorted by class and name, so that their order does not depend on the layout.
 
     Raises:
         InputError: there are fewer than two classes to divide.
@@ -258,6 +259,6 @@ def half_of_classes(listing: Listing, split: str, name: str) -> Listing:
 
 
 def folder_with(name: str, *candidates: Path | None) -> Path:
-    """The first of `candidates` that holds the file `name`, or else the first that exists."""
+    """The first of `candidates` that has the file `name`, or else the first that exists."""
     existing = [folder for folder in candidates if folder is not None]
     return next((folder for folder in existing if is_file(folder / name)), existing[0])

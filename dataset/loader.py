@@ -1,8 +1,8 @@
 """Image sets → normalised batches on the device.
 
-What is planned (plans.py) is cut out of the images by a source (sources.py), and changed and
-normalised here, on the device. Wherever views come from, a random draw depends on (seed, epoch,
-image, visit) alone: see transforms.py.
+Views are planned (plans.py), cut out of the images by a source (sources.py), and then changed and
+normalised here, on the device. With any source, random draws depend only on (seed, epoch, image,
+visit): see transforms.py.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from utils import InputError, nearest_names
 
 logger = logging.getLogger("dataset")
 
-NAMED = 50  # images that cannot be read, and are named one by one
+NAMED = 50  # unreadable images that are named one by one
 
 
 class Batch(NamedTuple):
-    """What a training step is given.
+    """The batch of a training step.
 
     Attributes:
-        images: (B, 3, S, S) float32 on the device, as the backbone wants them, channels last; when
+        images: (B, 3, S, S) float32 on the device, normalised for the backbone, channels last; if
             several processes train, this one's `processes.shard(B)` of them.
         labels: (B,) int64 on the device. index: (B,) int64 positions in the image set.
-        cluster: the cluster all of them are from (divide and conquer), or None.
+        cluster: the cluster of all of them (divide and conquer), or None.
     """
 
     images: torch.Tensor
@@ -53,11 +53,11 @@ class Batch(NamedTuple):
 
 
 class Look(NamedTuple):
-    """What is seen of an image.
+    """How an image becomes an input of the network.
 
     Attributes:
-        rule: which part of it. change: what is done to that on the device; None is nothing.
-        spec: in what form the backbone wants it.
+        rule: which part of it is cut out. change: the change of that part on the device, or None.
+        spec: the input that the backbone expects.
     """
 
     rule: ViewRule
@@ -66,12 +66,12 @@ class Look(NamedTuple):
 
 
 class Tolerance(NamedTuple):
-    """How many images may be unreadable, and what becomes of them.
+    """How many images may be unreadable, and what happens to them.
 
     Attributes:
-        share: of all images that may be unreadable, see `admitted_bad_images`.
-        leave_out: whether an image that no other one replaces is left out, instead of ending the
-            iteration. Its row in the batch means nothing then.
+        share: the share of images that may be unreadable, see `admitted_bad_images`.
+        leave_out: whether an image that is not replaced by another is left out, instead of ending
+            the iteration. Its row in the batch is then meaningless.
     """
 
     share: float = 0.0
@@ -82,11 +82,10 @@ class Loader:
     """Batches of one epoch after another.
 
     Args:
-        images: the set. plans: what is drawn, shared with a source that reads ahead.
-        source: plans → views by the rule of `look`. device: where the batches go.
+        images: the image set. plans: the planned batches, shared with a source that reads ahead.
+        source: plans → views by the rule of `look`. device: the device of the batches.
 
     Attributes:
-        look: as given.
         bad_images: index → reason of every image that could not be read so far.
     """
 
@@ -109,40 +108,41 @@ class Loader:
         self._tolerance = tolerance
         self._epoch = self._skipped = 0
         self._views: Iterator[CutBatch] = iter(())
-        self._place: tuple[BatchSampler, int, int] | None = None  # of the next of them
+        # The sampler, epoch and number of the batch that `_views` gives next.
+        self._place: tuple[BatchSampler, int, int] | None = None
 
     def __len__(self) -> int:
         return len(self._plans.sampler)
 
     def set_sampler(self, sampler: BatchSampler) -> None:
-        """Batches come from another sampler from the next iteration on."""
+        """Take batches from another sampler from the next iteration on."""
         self._plans.sampler = sampler
 
     def set_epoch(self, epoch: int) -> None:
-        """The epoch that the next iteration runs through, from its beginning."""
+        """Set the epoch of the next iteration, which starts at its beginning."""
         self._epoch, self._skipped = epoch, 0
 
     def read_ahead(self, until: int) -> None:
-        """Lets workers go on with the next epoch, before epoch `until`, when they have made one.
+        """Let workers continue with the next epoch, up to epoch `until`, when one is made.
 
-        Otherwise they have nothing to do while the last batches of an epoch are consumed and an
-        evaluation runs, and the next epoch begins by waiting for them.
+        Otherwise they would be idle while the last batches of an epoch are consumed and evaluation
+        runs, and the next epoch would begin by waiting for them.
         """
         self._plans.until, self._place = until, None
 
     def skip(self, batches: int) -> None:
-        """Lets the next iteration begin after so many batches, without reading them."""
+        """Let the next iteration begin after so many batches, without reading these."""
         self._skipped = batches
 
     def wait_seconds(self) -> float:
-        """How long the running epoch's batches were waited for, so far; by the GPU if there is one.
+        """How long the current epoch has waited for batches so far; on a GPU, how long the GPU has.
 
-        A GPU is waited for until it has come to the last of them.
+        On a GPU, this waits until it has reached the last batch.
         """
         return self._waiting.seconds()
 
     def __iter__(self) -> Iterator[Batch]:
-        """Raises InputError when too many images cannot be read."""
+        """Raises InputError if too many images cannot be read."""
         self._waiting = waiting_on(self._device)
         start, self._skipped = self._skipped, 0
         batches = self._batches(self._epoch, start)
@@ -159,13 +159,13 @@ class Loader:
             yield batch
 
     def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        """The batches of an epoch from `start` on; the views of the next are made meanwhile."""
+        """The batches of an epoch from `start` on; workers make further views meanwhile."""
         sampler, goes_on = self._plans.sampler, self._plans.go_on_after(epoch)
         if self._place != (sampler, epoch, start):
             self._plans.epoch, self._plans.start = epoch, start
             self._views = self._source(self._plans)
         for number in itertools.count(start + 1):
-            self._place = None  # where this fails, nothing comes after it
+            self._place = None  # if the source fails here, it cannot be continued
             made = next(self._views, None)
             if made is None:
                 return
@@ -177,7 +177,7 @@ class Loader:
                 return
 
     def _ahead(self, source: Iterator[Batch]) -> Iterator[Batch]:
-        """Batches on the GPU, one ahead, made on a stream of their own while the network runs."""
+        """Batches on the GPU, made one ahead on a separate stream while the network runs."""
         stream = _beside_the_network(self._device)
         stream.wait_stream(torch.cuda.current_stream(self._device))
         ready: tuple[Batch, torch.cuda.Event] | None = None
@@ -189,7 +189,7 @@ class Loader:
                 current = torch.cuda.current_stream(self._device)
                 current.wait_event(ready[1])
                 for tensor in ready[0][:2]:
-                    # Without this its memory could be given to the next batch too early.
+                    # Otherwise its memory could be reused for the next batch too early.
                     tensor.record_stream(current)
                 yield ready[0]
             if batch is None:
@@ -236,20 +236,20 @@ class Loader:
 
 @lru_cache
 def _beside_the_network(device: torch.device) -> torch.cuda.Stream:
-    """The stream on which batches are made, one for all epochs and evaluations.
+    """The stream on which batches are made, the same one for all epochs and evaluations.
 
-    torch keeps memory for the stream that it was taken on: with a new one for each epoch, what the
-    epochs before had given back would lie there unused, until the GPU is full.
+    torch reuses freed memory only on the stream that it was allocated on. With a new stream for
+    each epoch, the freed memory of earlier epochs would stay unused until the GPU is full.
     """
     return torch.cuda.Stream(device)
 
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Keeps torch's CPU arithmetic in this thread.
+    """A context in which torch computes in this thread only.
 
-    Batches are small pieces of work: with several threads, each waits for the others to be given a
-    core, spinning, while the workers want all cores. That costs more than it could gain.
+    A batch is little work, and the workers use all cores: several threads would mostly spin,
+    waiting for each other to get a core.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -273,17 +273,17 @@ def train_loader(
     max_bad_images: float = 0.01,
     reading: Reading = FROM_FILES,
 ) -> Loader:
-    """Augmented batches in the sampler's order; of several processes each makes its share.
+    """Augmented batches in the sampler's order; if several processes train, each makes its share.
 
     Args:
-        augment: a name of `AUGMENTATIONS`. spec: what the backbone wants.
-        workers: processes that read files, or threads that cut the cache's pixels; pictures in
-            memory need none.
-        image_size: side of the network's input in pixels; the spec's without it.
-        crop_scale: the smallest share of a picture's area that a random crop has; the
-            augmentation's own without it.
-        max_bad_images: the share of images that may be unreadable; each is replaced by others of
-            its class and named in a warning.
+        augment: a name of `AUGMENTATIONS`. spec: the input that the backbone expects.
+        workers: the number of processes that read files, or of threads that cut views out of the
+            cache; pictures in memory need none.
+        image_size: side of the network's input in pixels; None is that of the spec.
+        crop_scale: the smallest share of a picture's area in a random crop; None is that of the
+            augmentation.
+        max_bad_images: the share of images that may be unreadable; they are replaced by others of
+            their classes and named in a warning.
         reading: where pixels come from.
 
     Raises:
@@ -319,12 +319,13 @@ def eval_loader(
 ) -> Loader:
     """Every image once, in order, as evaluation sees it: short side resized, central square.
 
-    `resize` is the short side in pixels, at least the image size; the spec's without it. Pictures
-    in memory are looked at whole; `zoom` below 1 puts them on white, smaller. `batches` says which
-    batches are made, where processes share them. The other arguments are those of `train_loader`.
+    `resize` is the short side in pixels, at least the image size; None is that of the spec.
+    Pictures in memory are not cropped; `zoom` below 1 makes them smaller, on white. `batches`
+    selects the batches to make, if processes share them. The other arguments are those of
+    `train_loader`.
 
-    An image that cannot be read ends the iteration. With `max_bad_images` above 0, as many as that
-    admits do not: they are named in `Loader.bad_images`, and the caller leaves their rows out.
+    An unreadable image ends the iteration, unless `max_bad_images` allows it: then it is named in
+    `Loader.bad_images`, and the caller leaves its row out.
 
     Raises:
         InputError: what `source_of` raises; while iterating, an image cannot be read.

@@ -1,8 +1,8 @@
-"""Label files of MATLAB (.mat), read by a process of its own.
+"""Reads MATLAB's label files (.mat) in a separate process.
 
     python dataset/mat.py FILE > file.json
 
-scipy reads them in compiled code, which a damaged file can bring down; its process goes with it.
+scipy reads them in compiled code, which a damaged file can crash, together with its process.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _read(path: Path, modified: int, size: int) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """What scipy makes of a variable, as JSON has it; anything else as its text."""
+    """A variable read by scipy as a value for JSON; other types as their text."""
     if isinstance(value, np.ndarray) and value.dtype.names:
         rows = np.atleast_1d(value)
         return {name: [_plain(item) for item in rows[name]] for name in value.dtype.names}
@@ -73,5 +73,5 @@ def _main(path: str) -> None:
 
 
 if __name__ == "__main__":
-    del sys.path[0]  # this folder, whose files are no modules of anybody else's
+    del sys.path[0]  # this folder, whose files must not hide modules that scipy imports
     _main(sys.argv[1])

@@ -1,6 +1,6 @@
-"""What an evaluation shares with the training: classes of the same name, and the same files.
+"""What evaluation and training data have in common: class names and files.
 
-Retrieval is to be judged on classes that were never trained on. Where the user's own folders or
+Retrieval should be evaluated on classes that were never trained on. If the user's own folders or
 tables break that rule, training warns at its start, and so does the page of a run.
 """
 
@@ -18,13 +18,13 @@ NAMED = 3  # classes that a warning names
 
 
 class Shared(NamedTuple):
-    """What the two have in common.
+    """What evaluation and training data have in common.
 
     Attributes:
-        classes: names of evaluation classes that are names of training classes too, sorted.
-        images: how many evaluation images are training images too.
-        evaluated_classes, evaluated_images: how many there are in the evaluation.
-        files_known: whether the files could be compared: those that were trained on are all there.
+        classes: names of evaluation classes that are also names of training classes, sorted.
+        images: the number of evaluation images that are also training images.
+        evaluated_classes, evaluated_images: the numbers of classes and images in the evaluation.
+        files_known: whether files could be compared, because all training files are there.
     """
 
     classes: tuple[str, ...]
@@ -35,11 +35,11 @@ class Shared(NamedTuple):
 
     @property
     def unseen(self) -> bool:
-        """Whether it can be said that no class and no file of the evaluation was trained on."""
+        """Whether it is known that no class and no file of the evaluation was trained on."""
         return self.files_known and not self.classes and not self.images
 
     def warning(self) -> str:
-        """What is shared, in a sentence; empty where nothing is known to be."""
+        """A sentence about what is shared; "" if nothing is known to be."""
         parts = []
         if self.classes:
             count, few = len(self.classes), ", ".join(self.classes[:NAMED])
@@ -53,18 +53,18 @@ class Shared(NamedTuple):
             parts.append(f"{of} {are}")
         if not parts:
             return ""
-        meaning = "the numbers are not only about what the network has never seen"
+        meaning = "the numbers are not only about images that the network has never seen"
         if not self.images:
             meaning = "if they are the same classes, the numbers are not about unseen ones"
         return f"{', and '.join(parts)}: {meaning}."
 
 
 def shared_with_training(train: ImageSet, *evaluation: ImageSet) -> Shared:
-    """Compares the training images with those of an evaluation: its queries, and their gallery.
+    """Compare the training images with those of an evaluation: its queries, and their gallery.
 
-    - Classes are compared by name: two folders called `0` count, whatever they hold.
-    - Files are compared as the disk knows them, so that links to a file are that file; a copy is
-      not. Images in memory are compared by the names of their paths.
+    - Classes are compared by name: two folders called `0` count, whatever is in them.
+    - Files are compared by device and inode: links to a file are the same file, copies are not.
+      Images in memory are compared by their paths.
     """
     found = shared_names(names_of(train), *evaluation)
     trained = set(_files(train))
@@ -74,7 +74,7 @@ def shared_with_training(train: ImageSet, *evaluation: ImageSet) -> Shared:
 
 
 def shared_names(trained: Iterable[str], *evaluation: ImageSet) -> Shared:
-    """The same where only the names of the training classes are left."""
+    """`shared_with_training`, given only the names of the training classes."""
     names = {name for part in evaluation for name in names_of(part)}
     images = sum(len(part) for part in evaluation)
     return Shared(tuple(sorted(names.intersection(trained))), 0, len(names), images, False)
@@ -86,7 +86,7 @@ def names_of(images: ImageSet) -> list[str]:
 
 
 def _files(images: ImageSet) -> Iterator[Hashable]:
-    """What tells the file of each image from all others; None where it is gone."""
+    """An identity of each image's file; None if the file is gone."""
     if images.pixels is not None:
         yield from images.paths
         return

@@ -1,7 +1,7 @@
-"""The user's own images, as folders (folders.py) or as a table (table.py): which class is held out.
+"""The user's own images, as folders (folders.py) or as a table (table.py), and their splits.
 
-Classes are held out whole. Where the data do not say which, a share of the class names, drawn with
-a seed, is held out; the draw depends on the names alone, so it is the same on every machine.
+Whole classes are held out. If the data do not say which, a share of the class names is drawn with a
+seed; the draw depends only on the names, so it is the same on every machine.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from machine import expanded
 from utils import InputError, counted, join_words
 
 logger = logging.getLogger("dataset")
-notes_logger = logging.getLogger("dataset.notes")  # `check` has them as notes
+notes_logger = logging.getLogger("dataset.notes")  # `check` shows these as notes
 classes_logger = logging.getLogger("dataset.classes")  # `check` finds these by itself
 
-EVAL_CLASSES = 0.5  # the share that is held out where nobody says another one
+EVAL_CLASSES = 0.5  # the default share of held-out classes of `Draw`
 SEED = 1
-LEAST_CLASSES = 2  # of one class alone every answer is right
+LEAST_CLASSES = 2  # with a single class, every answer is right
 
-# What people call the splits; the first name of each is ours.
+# The usual names of the splits; the first name of each is ours.
 SPLIT_WORDS = {
     "train": ("train", "training", "trainval"),
     "eval": ("eval", "evaluation", "val", "valid", "validation", "dev", "test", "testing"),
@@ -52,7 +52,7 @@ def split_of(word: str) -> str | None:
 
 
 def check_one_held_out(words: Iterable[str], given: str) -> None:
-    """Raises InputError where images are marked as validation and others as test."""
+    """Raise InputError if some images are marked as validation and others as test."""
     kinds: dict[str, str] = {}
     for word in sorted(words):
         if split_of(word) == "eval":
@@ -65,7 +65,7 @@ def check_one_held_out(words: Iterable[str], given: str) -> None:
 
 
 def split_in(name: str) -> tuple[str, str] | None:
-    """The split in a name such as "cars_train" and the rest of it; None where there is none."""
+    """The split in a name such as "cars_train", and the rest of the name; None if there is none."""
     found = _WORD.search(name)
     if found is None:
         return None
@@ -74,7 +74,7 @@ def split_in(name: str) -> tuple[str, str] | None:
 
 
 class Note(NamedTuple):
-    """A sentence about how the data were understood, and how urgently it is said."""
+    """A sentence about how the data were understood, and its logging level."""
 
     text: str
     level: int = logging.INFO
@@ -82,13 +82,13 @@ class Note(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """All images of a data set, whatever they are for.
+    """All images of a data set, in all splits.
 
     Attributes:
-        paths: the files. labels: (N,) int64, class_names[label] names a class.
-        splits: (N,) int8, a position in SPLITS; None where the data do not say.
-        boxes: as `ImageSet.boxes`.
-        remarks: what is left out that may have been meant. notes: how the data were understood.
+        paths: the files. labels: (N,) int64, class_names[label] is the name of a class.
+        splits: (N,) int8, a position in SPLITS; None if the data do not say.
+        boxes: see `ImageSet.boxes`.
+        remarks: what was left out but may have been meant. notes: how the data were understood.
     """
 
     paths: PathTable
@@ -100,21 +100,21 @@ class Rows:
     notes: tuple[Note, ...] = ()
 
     def counts(self) -> dict[str, int]:
-        """How many images each split has, where the data say so."""
+        """The number of images of each split; {} if the data do not say."""
         if self.splits is None:
             return {}
         counts = np.bincount(self.splits, minlength=len(SPLITS)).tolist()
         return {split: count for split, count in zip(SPLITS, counts, strict=True) if count}
 
     def of(self, splits: Iterable[str]) -> np.ndarray:
-        """(N,) bool: which rows belong to one of these splits."""
+        """(N,) bool: whether a row belongs to one of these splits."""
         return np.isin(self.splits, [SPLITS.index(split) for split in splits])
 
 
 def numbered(names: Iterable[str]) -> tuple[np.ndarray, tuple[str, ...]]:
     """A class name for each image → (N,) int64 numbers, and the name of each number.
 
-    Names that look alike are one (see `composed`).
+    Names with the same accents in different forms are one (see `composed`).
     """
     numbers: dict[str, int] = {}
     spelled: dict[str, int] = {}
@@ -128,26 +128,26 @@ def numbered(names: Iterable[str]) -> tuple[np.ndarray, tuple[str, ...]]:
 
 
 def suited_share(classes: int) -> float:
-    """The share of own classes that a run holds out unless it is told otherwise.
+    """The default share of the user's own classes that a run holds out.
 
-    A fifth, and of few classes more, so that there is something to measure.
+    It is a fifth, and more if there are few classes, so that there is enough to measure.
     """
     return round(min(1 / 3, max(0.2, 10 / classes)), 2)
 
 
 def count_held_out(share: float, classes: int) -> int:
-    """How many classes a share of them is, where they are to be judged on: two at least."""
+    """The number of held-out classes for a share of them: at least two."""
     return max(LEAST_CLASSES, round(share * classes))
 
 
 @dataclass(frozen=True)
 class Draw:
-    """Which classes are held out where the data do not say it themselves.
+    """Decides which classes are held out if the data do not say it themselves.
 
     Attributes:
         eval_classes: the share of the classes that is drawn; None is `EVAL_CLASSES`.
-        seed: of the draw; None is `SEED`.
-        trained: classes that a network was trained on. Where there are some, nothing is drawn: all
+        seed: the seed of the draw; None is `SEED`.
+        trained: classes that a network was trained on. If there are any, nothing is drawn: all
             other classes are held out.
     """
 
@@ -157,14 +157,14 @@ class Draw:
 
     @property
     def used_seed(self) -> int:
-        """The seed that is drawn with."""
+        """The seed of the draw, or its default."""
         return SEED if self.seed is None else self.seed
 
     def held_out(self, class_names: Sequence[str], where: str) -> set[str]:
-        """The names of the classes that are not trained on, two at least.
+        """The names of the held-out classes, at least two.
 
         Args:
-            where: what to call the data in errors.
+            where: the name of the data in errors.
 
         Raises:
             InputError: the share is not between 0 and 1, or there are too few classes.
@@ -174,7 +174,7 @@ class Draw:
         share = EVAL_CLASSES if self.eval_classes is None else self.eval_classes
         if not 0.0 < share < 1.0:
             raise InputError(
-                f"--eval-classes {share:g} must lie between 0 and 1: it is the share "
+                f"--eval-classes {share:g} must be between 0 and 1: it is the share "
                 "of the classes that is held out"
             )
         names = in_class_order(set(class_names))
@@ -200,7 +200,7 @@ class Draw:
 
 
 class OwnData(DataSet):
-    """What folders and tables have in common: rows of path, label and split.
+    """The common part of folders and tables: rows of path, label and split.
 
     Args:
         given: the name as the user wrote it, for messages.
@@ -222,23 +222,23 @@ class OwnData(DataSet):
         return self.path.absolute()
 
     def lies_under(self, root: Path) -> bool:
-        """Never: they lie where their name says."""
+        """Never: their name says where they are."""
         return False
 
     def share_held_out(self) -> float | None:
-        """The share that a run will hold out; None where the data say themselves what is."""
+        """The default share that a run holds out; None if the data say what is held out."""
         rows = self.rows()
         return None if rows.splits is not None else suited_share(len(rows.class_names))
 
     def rows(self) -> Rows:
-        """All images; raises InputError when the data cannot be used."""
+        """All images; raises InputError if the data cannot be used."""
         raise NotImplementedError
 
     def drawn_of(self, trained: Collection[str], draw: Draw) -> set[str]:
-        """Those of the classes that a network was trained on which a draw would hold out.
+        """The classes that a network was trained on, but that this draw would hold out.
 
-        There are some where classes came or went since the training. Raises InputError when the
-        data cannot be used.
+        There may be some if classes were added or removed since the training. Raises InputError if
+        the data cannot be used.
         """
         rows = self.rows()
         if rows.splits is not None:
@@ -246,11 +246,11 @@ class OwnData(DataSet):
         return draw.held_out(rows.class_names, self.given).intersection(trained)
 
     def split_rows(self, draw: Draw) -> Rows:
-        """All images with a split each; what is worth a word about them is logged.
+        """All images with their splits; logs remarks and notes about them.
 
         Raises:
-            InputError: the data cannot be used, or a share of the classes is asked for and the data
-                say themselves what is held out.
+            InputError: the data cannot be used, or a share of the classes is given although the
+                data say themselves what is held out.
         """
         rows = self.rows()
         for remark in rows.remarks:
@@ -264,7 +264,7 @@ class OwnData(DataSet):
                 f"--eval-classes has no effect on {self.given}, which says itself what is "
                 "held out; leave it out"
             )
-        if draw.seed is not None:  # no refusal, so that runs that keep one go on
+        if draw.seed is not None:  # no error, so that runs with a stored seed can be continued
             warn_once(
                 f"the seed of the draw ({draw.seed}) has no effect on {self.given}, which says "
                 "itself what is held out",
@@ -275,12 +275,12 @@ class OwnData(DataSet):
         return rows
 
     def divided(self, draw: Draw) -> Rows:
-        """All images with a split each, as `split_rows`, without a word about them."""
+        """All images with their splits, like `split_rows`, but without logging."""
         rows = self.rows()
         return rows if rows.splits is not None else self._drawn(rows, draw)[0]
 
     def _drawn_and_logged(self, rows: Rows, draw: Draw) -> Rows:
-        """The images with a split each; logs what was drawn."""
+        """The images with their splits; logs what was drawn."""
         drawn, held_out = self._drawn(rows, draw)
         if draw.trained:
             note = (
@@ -300,7 +300,7 @@ class OwnData(DataSet):
         return drawn
 
     def _drawn(self, rows: Rows, draw: Draw) -> tuple[Rows, int]:
-        """The images with a split each, and how many classes are held out."""
+        """The images with their splits, and the number of held-out classes."""
         held_out = draw.held_out(rows.class_names, self.given)
         is_held_out = np.array([name in held_out for name in rows.class_names])
         splits = np.where(is_held_out, SPLITS.index("eval"), SPLITS.index("train"))
@@ -326,7 +326,7 @@ class OwnData(DataSet):
             names = in_class_order(rows.class_names[label] for label in common)
             warn_once(
                 f"{self.given}: {len(common)} of the {len(held_out)} classes that are evaluated "
-                f"are also trained on ({_some_of(names)}); the result is not one on unseen classes",
+                f"are also trained on ({_some_of(names)}); the result is not for unseen classes",
                 classes_logger,
             )
 
@@ -336,7 +336,7 @@ class OwnData(DataSet):
         return "query" in self.rows().counts()
 
     def variants(self) -> list[dict[str, Any]]:
-        """Training, where there are training images, and the parts that are evaluated."""
+        """Training, if there are training images, and the splits that are evaluated."""
         counts = self.rows().counts()
         evaluated = ["query", "gallery"] if "query" in counts else ["eval"]
         trained = [] if counts and "train" not in counts else ["train"]
@@ -351,14 +351,14 @@ class OwnData(DataSet):
         trained: Collection[str] = (),
         **options: Any,
     ) -> ImageSet:
-        """The images of `split`; see `dataset.load`. The data root plays no part.
+        """The images of `split`; see `dataset.load`. The data root has no effect.
 
         Args:
             eval_classes, seed, trained: see `Draw`.
         """
         rows = self.split_rows(Draw(eval_classes, seed, trained))
         counts = rows.counts()
-        # Queries and gallery share their labels, whichever of the two is asked for.
+        # Labels are numbered over queries and gallery together, even if only one of them is loaded.
         held_out = ("query", "gallery") if "query" in counts else ("eval",)
         side = ("train",) if split == "train" else held_out
         wanted = held_out if split == "eval" else (split,)
@@ -382,8 +382,8 @@ class OwnData(DataSet):
         have = join_words(counts, "and")
         if split == "train":
             return (
-                f"{self.given} has no training images, only {have}: it can be evaluated, and to "
-                "train on it mark some images as train"
+                f"{self.given} has no training images, only {have}: it can be evaluated; to train "
+                "on it, mark some images as train"
             )
         return f"{self.given} has no split {split!r}; it has {have}"
 
@@ -391,7 +391,7 @@ class OwnData(DataSet):
 def _in_order(
     names: Sequence[str], labels: np.ndarray, chosen: np.ndarray
 ) -> tuple[tuple[str, ...], np.ndarray]:
-    """The class names of the chosen images, in their order, and all labels in terms of them."""
+    """The class names of the chosen images in class order, and all labels renumbered by them."""
     present = np.unique(labels[chosen]).tolist()
     number = {names[label]: label for label in present}
     ordered = in_class_order(number)

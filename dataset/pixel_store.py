@@ -1,7 +1,7 @@
-"""Images that lie in the device's memory, and views of whole batches of them, cut there.
+"""Images in the device's memory, and views of whole batches of them, cut there.
 
-A view of one image is what transforms.py's `cut` gives, up to rounding: antialiased resizing along
-each axis is a matrix, so that a batch of views is two products of matrices.
+Views are those of transforms.py's `cut`, up to rounding: antialiased resizing along each axis is a
+matrix, so a batch of views is two matrix products.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from devices import on_device
 
 
 class PixelStore:
-    """Images of any shapes in the device's memory, and views of whole batches of them.
+    """Images of any shapes in the device's memory.
 
     Attributes:
-        pixels: (P, 3) uint8, every image's pixels row by row, one image after the other.
+        pixels: (P, 3) uint8, the images' pixels row by row, one image after the other.
         starts: (N,) where each image begins. shapes: (N, 2) int64 heights and widths.
     """
 
@@ -46,7 +46,7 @@ class PixelStore:
         """The views of the images at `index`, all at once.
 
         Returns:
-            (B, 3, size, size), 0..255: uint8 where nothing had to be resized, else float32.
+            (B, 3, size, size), 0..255: uint8 if nothing had to be resized, else float32.
         """
         shapes = self.shapes[index]
         boxes = views.boxes
@@ -77,16 +77,16 @@ class PixelStore:
             for axis in (0, 1)
         )
         result = _resampled(down, window, across)
-        return result.clamp_(0, 255) if views.cubic else result  # a cubic overshoots
+        return result.clamp_(0, 255) if views.cubic else result  # cubic resizing overshoots
 
     def _upload(self, array: np.ndarray) -> torch.Tensor:
         array = array.astype(np.float32) if array.dtype == np.float64 else array
         return on_device(array, self.device)
 
     def _windows(self, index: np.ndarray, low: np.ndarray, high: np.ndarray) -> torch.Tensor:
-        """Rows and columns low..high of each image: (B, 3, h, w) uint8, as large as the largest.
+        """Rows and columns low..high of each image: (B, 3, h, w) uint8, the size of the largest.
 
-        On a GPU by so many more that their numbers are divisible by 8, which matrix products want.
+        On a GPU, h and w are rounded up to multiples of 8, which matrix products need to be fast.
         """
         unit = 1 if self.device.type == "cpu" else 8
         height, width = (unit * -(-(high - low).max(axis=0) // unit)).tolist()
@@ -95,7 +95,7 @@ class PixelStore:
             for a, length in ((0, height), (1, width))
         )
         row = self.starts[index][:, None] + row * self.shapes[index, 1:]
-        if len(self.pixels) < 2**31:  # numbers of half the size, of which there are millions
+        if len(self.pixels) < 2**31:  # half the memory for millions of indices
             row, column = row.astype(np.int32), column.astype(np.int32)
         where = self._upload(row)[:, :, None] + self._upload(column)[:, None, :]
         window = self.pixels.index_select(0, where.flatten()).view(*where.shape, 3)
@@ -103,14 +103,14 @@ class PixelStore:
 
 
 def _resampled(down: torch.Tensor, window: torch.Tensor, across: torch.Tensor) -> torch.Tensor:
-    """Every channel of each window times its matrices, down @ window @ acrossᵀ.
+    """down @ window @ acrossᵀ, for every channel of each window.
 
-    On a GPU in half precision, whose products are ten times as fast. It holds 0..255 exactly and
-    rounds weights and rows to 11 bits: an error of a tenth of a level.
+    On a GPU in half precision, whose products are ten times as fast. It represents 0..255 exactly
+    and rounds weights and rows to 11 bits: an error of a tenth of a level.
 
     Args:
-        down: (B, size, h). window: (B, 3, h, w) uint8, channels last. across: (B, size, w). They
-            are what `_weights` makes on this device.
+        down: (B, size, h) and across: (B, size, w), made by `_weights` on this device.
+        window: (B, 3, h, w) uint8, channels last.
 
     Returns:
         (B, 3, size, size) float32.
@@ -139,9 +139,9 @@ def _weights(
     """Antialiased resizing along one axis as matrices.
 
     Args:
-        start, extent: (B,) where each view begins and how long it is, in pixels of windows of
-            `length` pixels, of which the first `valid` (B,) count. mirror: (B,) bool.
-        widest: the largest extent, as the host knows it.
+        start, extent: (B,) the beginning and length of each view, in pixels of windows of `length`
+            pixels, of which the first `valid` (B,) belong to the image. mirror: (B,) bool.
+        widest: the largest extent, as a number in the host's memory.
 
     Returns:
         (B, size, length), float32 on a CPU, half on a GPU (see `_resampled`); rows sum to one.
@@ -149,7 +149,8 @@ def _weights(
     scale = (extent / size)[:, None, None]
     place = torch.arange(size, device=start.device)[:, None] + 0.5
     place = torch.where(mirror[:, None, None], size - place, place) * scale
-    # Few pixels of a row count: those nearer than `reach` to its place, and one to either side.
+    # Few pixels of a row have a weight: those nearer than `reach` to its place, and one more on
+    # each side.
     reach = (2 if cubic else 1) * max(1.0, widest / size)
     taps = min(length, 2 * math.ceil(reach) + 2)
     first = (start[:, None, None] + place - taps / 2).floor_().clamp_(0, length - taps).long()
@@ -165,7 +166,7 @@ def _weights(
 
 
 def _cubic(x: torch.Tensor) -> torch.Tensor:
-    """Keys' cubic of distances x ≥ 0, with the slope of Pillow's and of torch's antialiasing."""
+    """Keys' cubic of distances x ≥ 0, with the slope (-0.5) of antialiasing in Pillow and torch."""
     near = (1.5 * x - 2.5) * x * x + 1
     far = ((-0.5 * x + 2.5) * x - 4) * x + 2
     return torch.where(x < 1, near, torch.where(x < 2, far, 0.0))

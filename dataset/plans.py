@@ -1,4 +1,4 @@
-"""What a batch is to be made of: which images, which part of each, what may stand in for one."""
+"""Plans of batches: the images, the part of each, and substitutes for unreadable ones."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from dataset.transforms import (
 
 
 class Plan(NamedTuple):
-    """A batch to be made; its pixels are a function of the plan alone.
+    """A planned batch, on which its pixels depend and on nothing else.
 
     Attributes:
-        epoch: that it belongs to.
-        batch: this process's share of it, which is what this process makes.
+        epoch: its epoch.
+        batch: this process's share of it.
         whole: (B,) int64 image indices of the whole batch.
     """
 
@@ -36,14 +36,14 @@ class Plan(NamedTuple):
 
 
 class Plans:
-    """The plans of an epoch from a batch on, and of those after it; drawn in the main process.
+    """Yields the plans of an epoch from some batch on, and of later epochs; in the main process.
 
-    With `shared` each of several processes makes its share of every batch.
+    With `shared`, each of several processes makes its share of every batch.
 
     Attributes:
-        epoch, start: where the next iteration begins: with which batch of which epoch.
-        until: the epoch before which it ends, at the latest. It goes on from one epoch to the next
-            only where the sampler is `foreseeable`.
+        epoch, start: the epoch and the batch with which the next iteration begins.
+        until: the epoch before which it ends at the latest. It continues with the next epoch only
+            if the sampler is `foreseeable`.
     """
 
     def __init__(self, sampler: BatchSampler, shared: bool = False) -> None:
@@ -62,7 +62,7 @@ class Plans:
             epoch, start, more = epoch + 1, 0, self.go_on_after(epoch)
 
     def go_on_after(self, epoch: int) -> bool:
-        """Whether the plans of the epoch after it follow at once."""
+        """Whether the plans of the next epoch follow without a new iteration."""
         return self.sampler.foreseeable and epoch + 1 < self.until
 
     def _share(self, batch: IndexBatch) -> IndexBatch:
@@ -73,12 +73,12 @@ class Plans:
 
 
 class ViewRule(NamedTuple):
-    """Which part of an image is looked at.
+    """Decides which part of an image is cut out.
 
     Attributes:
-        crop: random views, or None for the evaluation's. size: side of a view in pixels.
-        resize: short side to which evaluation brings an image first; 0 for pictures in memory,
-            which are looked at whole. cubic: resize like that, not bilinear.
+        crop: random views, or None for those of evaluation. size: side of a view in pixels.
+        resize: the short side of resized images in evaluation; 0 for pictures in memory, which are
+            not cropped. cubic: whether resizing is cubic instead of bilinear.
     """
 
     crop: RandomCrop | None
@@ -99,7 +99,7 @@ class ViewRule(NamedTuple):
 
 
 class BadImage(NamedTuple):
-    """An image that could not be read, and whether another one of its class took its place."""
+    """An image that could not be read, and whether another one of its class replaced it."""
 
     index: int
     path: str
@@ -108,10 +108,10 @@ class BadImage(NamedTuple):
 
 
 class Substitutes(NamedTuple):
-    """Which images may take the place of one that cannot be read; in an evaluation none may.
+    """Finds images that may replace an unreadable one; in an evaluation there are none.
 
     Attributes:
-        labels: (N,) int64 of the image set. seed: of the draw among them.
+        labels: (N,) int64 of the image set. seed: the seed for drawing among them.
         allowed: False in an evaluation.
     """
 
@@ -120,7 +120,7 @@ class Substitutes(NamedTuple):
     allowed: bool
 
     def __call__(self, index: int, epoch: int) -> list[int]:
-        """The other images of the class, in the order they are tried in; a random one first."""
+        """The other images of the class, in the order of attempts, starting at a random one."""
         if not self.allowed:
             return []
         others = np.flatnonzero(self.labels == self.labels[index])
@@ -130,7 +130,7 @@ class Substitutes(NamedTuple):
 
 
 class CutBatch(NamedTuple):
-    """A batch of views on its way: pixels (B, 3, S, S), RGB, 0..255."""
+    """A batch of views from a source: pixels (B, 3, S, S), RGB, 0..255."""
 
     pixels: torch.Tensor
     plan: Plan

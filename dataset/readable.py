@@ -1,15 +1,16 @@
-"""Which images of a run can be read: found out before it starts, not after an epoch.
+"""Finds unreadable images before a run starts, not after an epoch.
 
-There are three looks, each dearer than the one before. Of a photograph of 640 x 480 on one core:
+There are three checks, each slower than the one before. For a photograph of 640 x 480 on one core:
 
     is there a file?                         6 µs    every image, at every start
     does it look like a whole picture?      75 µs    every image, once (see glance.py)
-    can it be decoded?                     4.3 ms    what does not look whole; and every image of an
-                                                     evaluation of up to `DECODED_AT_ONCE`, once
+    can it be decoded?                     4.3 ms    images that do not look whole; and every image
+                                                     of an evaluation of up to `DECODED_AT_ONCE`,
+                                                     once
 
-What was found sound is written down with the size and time of its file, so that a later start looks
-again only at what has changed. `--decode cache` decodes all images anyway, and its cache knows.
-What damage remains (in the middle of a training image) is met when the image is read: loader.py.
+Sound images are stored with the size and time of their files, so that a later start checks only
+files that have changed. `--decode cache` decodes all images anyway, and its cache has the results.
+Other damage (in the middle of a training image) is found when the image is read, see loader.py.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ from utils import InputError, join_words
 
 logger = logging.getLogger("dataset")
 
-DECODED_AT_ONCE = 20_000  # images of an evaluation: 45 s of two cores
-REMEMBERED = 500  # images from which on it pays to write down what was found
-_LOOKED_AT, _DECODED = 1, 2  # how much is known of an image that is sound
-_AT_ONCE = 64  # images that a thread looks at before it takes others
+DECODED_AT_ONCE = 20_000  # images of an evaluation: 45 s on two cores
+REMEMBERED = 500  # with fewer images, results are not worth storing
+_LOOKED_AT, _DECODED = 1, 2  # which checks a sound image has passed
+_AT_ONCE = 64  # images per task of a thread
 _NAMED = 3
 
 _SIDES = {"train": "training", "eval": "evaluation"}
@@ -53,18 +54,18 @@ def require_readable(
     max_bad_images: float = 0.0,
     reading: Reading = FROM_FILES,
 ) -> dict[str, int]:
-    """Names every image that is known not to be readable, and refuses too many.
+    """Warn about every unreadable image that is found, and refuse too many.
 
     Args:
         train: the training images, or None. evaluated: queries, galleries, held-out classes.
         max_bad_images: the share of each of them that may be unreadable (`--max-bad-images`).
-        reading: of a run; with `decode="cache"` the cache is made here.
+        reading: how the run reads files; with `decode="cache"` the cache is made here.
 
     Returns:
-        how many there are on the two sides, "train" and "eval".
+        Their numbers in "train" and in "eval".
 
     Raises:
-        InputError: more are unreadable than that, or all images of a training class are, or too few
+        InputError: more images are unreadable, or all images of a training class are, or too few
             evaluation classes are left.
     """
     counts, left = {"train": 0, "eval": 0}, []
@@ -86,35 +87,35 @@ def require_readable(
 
 
 def in_words(path: str, reason: str, replaced: bool) -> str:
-    """What is said of one image that cannot be read, and of what becomes of it."""
+    """The warning about one unreadable image, and what a run does with it."""
     return f"{path} cannot be read ({reason}); {REPLACED if replaced else LEFT_OUT}"
 
 
 def too_many(images: ImageSet, side: str, bad: dict[int, str], share: float) -> str:
-    """Why images that cannot be read (place → reason) keep a run from starting, and what to do."""
+    """The error for too many unreadable images (index → reason), and what to do."""
     named = [f"{images.paths[index]} ({reason})" for index, reason in list(bad.items())[:_NAMED]]
     named += ["others"] if len(bad) > _NAMED else []
     which = join_words(named, "and")
-    admits = f"{admitted_bad_images(share, len(images)):,}" if share else "none"
+    allowed = f"{admitted_bad_images(share, len(images)):,}" if share else "none"
     return (
         f"{len(bad):,} of the {len(images):,} {side} images of {images.given or images.name} "
-        f"cannot be read, and --max-bad-images {share:g} admits {admits}: {which}; "
+        f"cannot be read, and --max-bad-images {share:g} allows {allowed}: {which}; "
         f"repair or remove them (`{images.check_command} --json FILE` lists all), or do without "
         f"them (--max-bad-images {share_admitting(len(bad), len(images)):g})"
     )
 
 
 def without(images: ImageSet, bad: Iterable[int]) -> ImageSet:
-    """The images that are not at these places."""
-    places = list(bad)
-    return images.subset(np.delete(np.arange(len(images)), places)) if places else images
+    """The images without those at these indices."""
+    indices = list(bad)
+    return images.subset(np.delete(np.arange(len(images)), indices)) if indices else images
 
 
 def too_few_left(left: Sequence[ImageSet]) -> str:
-    """Why what can be read of an evaluation is too little, in a sentence; empty where it is enough.
+    """A sentence if too little of an evaluation can be read; "" if it is enough.
 
-    Of one class alone every answer is right. Queries are judged with the gallery that they search
-    in, all other images among themselves.
+    With a single class, every answer is right. Queries count together with the gallery in which
+    they search, all other image sets by themselves.
     """
     pair = [images for images in left if images.split in ("query", "gallery")]
     alone = [[images] for images in left if images not in pair]
@@ -136,7 +137,7 @@ def too_few_left(left: Sequence[ImageSet]) -> str:
 
 
 def _need_others(images: ImageSet, bad: dict[int, str]) -> None:
-    """Raises InputError where no other image of its class can stand in for one."""
+    """Raise InputError for an image that no other image of its class can replace."""
     left = np.bincount(images.labels, minlength=images.num_classes)
     left -= np.bincount(images.labels[list(bad)], minlength=images.num_classes)
     for index, reason in bad.items():
@@ -152,10 +153,10 @@ def _need_others(images: ImageSet, bad: dict[int, str]) -> None:
 
 
 def unreadable(images: ImageSet, *, whole: bool, reading: Reading = FROM_FILES) -> dict[int, str]:
-    """Place → reason of the images that cannot be read, as far as is found out here.
+    """Index → reason of the unreadable images that are found here.
 
     Args:
-        whole: decode them all, unless they are more than `DECODED_AT_ONCE`.
+        whole: whether to decode all images, unless they are more than `DECODED_AT_ONCE`.
     """
     if images.pixels is not None:
         return {}
@@ -170,7 +171,7 @@ def unreadable(images: ImageSet, *, whole: bool, reading: Reading = FROM_FILES) 
 
 
 def _of_cache(images: ImageSet, reading: Reading) -> dict[int, str]:
-    """Those that the cache could not decode, which is made first where it is not there yet."""
+    """The images that the cache could not decode; makes the cache first if necessary."""
     from dataset.cache import open_cache  # loads torch
 
     cache = open_cache(images, reading.cache_size, reading.cache_dir)
@@ -181,7 +182,7 @@ def _of_cache(images: ImageSet, reading: Reading) -> dict[int, str]:
 
 
 def _looked_at(images: ImageSet, indices: np.ndarray, decoded: bool) -> dict[int, str]:
-    """Looks at some images; those that can't be read."""
+    """Check some images, and return the unreadable ones."""
 
     def look(part: np.ndarray) -> dict[int, str]:
         found = {}
@@ -193,15 +194,13 @@ def _looked_at(images: ImageSet, indices: np.ndarray, decoded: bool) -> dict[int
         return found
 
     if decoded and len(indices) >= REMEMBERED:
-        announcements.info(
-            "decoding %s evaluation images once, to see that all can be", f"{len(indices):,}"
-        )
+        announcements.info("decoding %s evaluation images once, to check them", f"{len(indices):,}")
     parts = [indices[start : start + _AT_ONCE] for start in range(0, len(indices), _AT_ONCE)]
     bad: dict[int, str] = {}
-    title = "looking at the images" if decoded else "looking at the files"
+    title = "checking the images" if decoded else "checking the files"
     bar = Bar(title, len(indices), delay=1)
-    # Pillow releases the interpreter while it decodes, so threads keep all cores busy; a look at a
-    # file is mostly waiting for its disk.
+    # Pillow releases the interpreter lock while it decodes, so threads keep all cores busy; the
+    # check of a file mostly waits for the disk.
     with ThreadPoolExecutor(cores() if decoded else ASKED_AT_ONCE) as pool, bar:
         for part, found in zip(parts, pool.map(look, parts), strict=True):
             bad |= found
@@ -209,14 +208,14 @@ def _looked_at(images: ImageSet, indices: np.ndarray, decoded: bool) -> dict[int
     return bad
 
 
-# --- what is remembered ---------------------------------------------------------------------------
+# --- stored results -------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def _memory(images: ImageSet) -> Iterator[np.ndarray]:
-    """(N,) how much is known of each image; what is written into it is kept for the next start.
+    """(N,) the checks that each image has passed; changes to it are stored for the next start.
 
-    Of few images nothing is kept, nor where there is no home folder or nothing can be written.
+    Nothing is stored for few images, without a home folder, or if it cannot be written.
     """
     known = np.zeros(len(images), np.uint8)
     if len(images) < REMEMBERED:
@@ -235,7 +234,7 @@ def _memory(images: ImageSet) -> Iterator[np.ndarray]:
 
 
 def _remembered(file: Path) -> dict[tuple, int]:
-    """Version → how much is known of it; nothing where there is no file, or a damaged one."""
+    """Version → the checks it has passed; {} if the file is missing or damaged."""
     with contextlib.suppress(InputError, KeyError):
         parts = load_arrays(file, "what is known of images")
         versions, known = parts["versions"], parts["known"]
@@ -245,7 +244,7 @@ def _remembered(file: Path) -> dict[tuple, int]:
 
 
 def _remember(file: Path, kept: dict[tuple, int], versions: np.ndarray, known: np.ndarray) -> None:
-    """Writes down what is known of images; what was of other images stays, of these it goes."""
+    """Store the checks that these images have passed; entries of other images stay."""
     these = set(versions["who"].tolist())
     found = {version: level for version, level in kept.items() if version[0] not in these}
     levels = zip(versions.tolist(), known.tolist(), strict=True)

@@ -1,4 +1,4 @@
-"""How the files of a run are read: decoded each time they are needed, or once for a cache."""
+"""How the files of a run are read: decoded whenever they are needed, or once for a cache."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ class Reading:
     """Where pixels come from; see the flags of the same names.
 
     Attributes:
-        decode: "exact" decodes a file each time it is needed; "cache" keeps the pixels of all files
+        decode: "exact" decodes a file whenever it is needed; "cache" stores the pixels of all files
             on disk (cache.py).
         cache_size: short side of the images in the cache, in pixels.
-        cache_dir: where caches are kept; None is the user's cache folder.
-        data_device: "cuda" keeps the cache's pixels in the GPU's memory. Pictures that are in
-            memory anyway go to the device, unless this says "cpu".
+        cache_dir: the folder of caches; None is the user's cache folder.
+        data_device: "cuda" keeps the cache's pixels in the GPU's memory. Pictures that are always
+            in memory go to the device, unless this is "cpu".
 
     Raises:
-        InputError: an unknown word.
+        InputError: an unknown value.
     """
 
     decode: str = "exact"
@@ -42,7 +42,7 @@ class Reading:
 
     @classmethod
     def of(cls, options: Options) -> Reading:
-        """What resolved options ask for."""
+        """The reading of a run with these resolved options."""
         return cls(options.decode, options.cache_size, options.cache_dir, options.data_device)
 
 

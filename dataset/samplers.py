@@ -1,8 +1,8 @@
-"""Which images make a batch.
+"""Samplers: they choose the images of every batch.
 
-A sampler is seeded by (seed, epoch) alone, knows its exact length, and can be started anew at any
-epoch; it runs in the main process, so the number of workers does not matter. That of divide and
-conquer stands in cluster_sampler.py.
+A sampler depends only on (seed, epoch), knows its exact length, and can start at any epoch. It runs
+in the main process, so the number of workers does not matter. The sampler of divide and conquer is
+in cluster_sampler.py.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from utils import InputError
 
 
 class IndexBatch(NamedTuple):
-    """One batch before its pixels.
+    """The images of a batch.
 
     Attributes:
-        index: (B,) int64 image indices. cluster: where all of them come from, or None.
+        index: (B,) int64 image indices. cluster: the cluster of all of them, or None.
         visit: (B,) int64, how often each image was drawn before in this epoch.
     """
 
@@ -30,14 +30,14 @@ class IndexBatch(NamedTuple):
 
 
 class BatchSampler(ABC):
-    """An endless supply of epochs; an epoch is `len(self)` batches.
+    """Draws batches, epoch by epoch; an epoch is `len(self)` batches.
 
     Args:
-        images: how many images there are. seed: with the epoch, all that decides the batches.
+        images: the number of images. seed: the batches depend on it and the epoch, on nothing else.
 
     Attributes:
-        foreseeable: an epoch depends on nothing that training finds out, and has `len(self)`
-            batches. So its images may be read while the epoch before it still goes on.
+        foreseeable: whether an epoch does not depend on training, so that its images can be read
+            during the epoch before it.
     """
 
     foreseeable: ClassVar[bool] = False
@@ -49,19 +49,19 @@ class BatchSampler(ABC):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch that the next iteration gives."""
+        """Set the epoch of the next iteration."""
         self.epoch = epoch
 
     @abstractmethod
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """The number of batches per epoch."""
 
     @abstractmethod
     def draw(self, epoch: int) -> Iterator[tuple[np.ndarray, int | None]]:
         """The batches of an epoch as (image indices, cluster)."""
 
     def generator(self, epoch: int) -> np.random.Generator:
-        """The random numbers of an epoch."""
+        """The random generator of an epoch."""
         return np.random.default_rng([self.seed % 2**63, epoch])
 
     def __iter__(self) -> Iterator[IndexBatch]:
@@ -71,7 +71,7 @@ class BatchSampler(ABC):
 
 
 def _count_visits(index: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-    """How often each image of the batch was drawn before; `drawn` (N,) is brought up to date."""
+    """How often each image of the batch was drawn before; updates `drawn` (N,)."""
     order = np.argsort(index, kind="stable")
     ranked = index[order]
     new = np.r_[True, ranked[1:] != ranked[:-1]]
@@ -83,9 +83,9 @@ def _count_visits(index: np.ndarray, drawn: np.ndarray) -> np.ndarray:
 
 
 class SequentialSampler(BatchSampler):
-    """All images in order; the last batch may be smaller. For evaluation.
+    """All images in order, for evaluation; the last batch may be smaller.
 
-    `batches` are those of them that are drawn; all, unless several processes share them.
+    `batches` selects some of them, if several processes share the work.
     """
 
     def __init__(self, images: int, batch_size: int, batches: slice = slice(None)) -> None:
@@ -102,7 +102,7 @@ class SequentialSampler(BatchSampler):
 
 
 class ShuffledSampler(BatchSampler):
-    """A new permutation each epoch; images that do not fill a batch wait for the next epoch.
+    """A new permutation each epoch; the remainder that does not fill a batch is left out.
 
     Raises:
         InputError: a batch is larger than the data.
@@ -161,9 +161,9 @@ class ImagesByClass:
 class BalancedSampler(BatchSampler):
     """batch/instances classes with `instances` images each, class by class; `--IPC`, and SEC.
 
-    Classes do not repeat in a batch, images only in classes with fewer than `instances`, or with
-    `repeat`: then each image of a class is drawn from all of them, as the sampler that was released
-    with Proxy-Anchor does. An epoch is as long as the shuffled one.
+    Classes are not repeated in a batch. Images are repeated only in classes with fewer than
+    `instances`; with `repeat`, they are drawn with replacement, as in the sampler released with
+    Proxy-Anchor. An epoch is as long as with shuffled batches.
 
     Raises:
         InputError: the batch is not a multiple of `instances`, or there are too few classes.
@@ -188,7 +188,7 @@ class BalancedSampler(BatchSampler):
         if self._groups > len(self._classes):
             raise InputError(
                 f"a batch of {batch_size} images with {instances} per class takes {self._groups} "
-                f"classes where the data have {len(self._classes)}; choose a smaller --batch-size "
+                f"classes, and the data have {len(self._classes)}; choose a smaller --batch-size "
                 "or more images per class"
             )
 
@@ -205,7 +205,7 @@ class BalancedSampler(BatchSampler):
 
 
 def classes_in(batch_size: int, instances: int) -> int:
-    """How many classes a batch has with so many images of each.
+    """The number of classes in a batch with `instances` images of each.
 
     Raises:
         InputError: the batch is not a multiple of `instances`.

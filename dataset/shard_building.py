@@ -1,9 +1,9 @@
-"""Makes the shards of a cache, and brings them up to date.
+"""Makes and updates the shards of a cache.
 
-All lists of images in one place share their shards: only an image that is new or has changed is
-decoded, into a new shard, and old shards of which few images are still in use are packed into it. A
-killed build continues where it stopped, and a damaged shard is made anew. A lock lets a second run
-wait for the first one's build.
+All lists of images in one folder share their shards. Only new and changed images are decoded, into
+new shards, and old shards with few images in use are merged into these. A killed build is continued
+by the next one, and a damaged shard is made again. A lock makes a second run wait for the build of
+the first.
 """
 
 from __future__ import annotations
@@ -40,38 +40,38 @@ from utils import InputError, MachineError, counted
 
 logger = logging.getLogger("dataset")
 
-SHARD = 256  # images; what a kill can cost each core
+SHARD = 256  # images; a kill loses at most so many per core
 _LOCK = "lock"
 
 
 def update(
-    folder: Path, images: ImageSet, size: int, mended: Sequence[int]
+    folder: Path, images: ImageSet, size: int, repaired: Sequence[int]
 ) -> tuple[Sequence[Shard], np.ndarray]:
-    """Builds what is missing, out of date or damaged, unless another run just has.
+    """Build missing, outdated and damaged shards, unless another run just did.
 
     Args:
-        size: short side of the kept images in pixels. mended: images that are decoded anew, because
-            they could not be read before.
+        size: short side of the cached images in pixels. repaired: images that could not be read
+            before, and are decoded again.
 
     Returns:
-        the shards, and the places of the images in them.
+        The shards, and the places of the images in them.
 
     Raises:
         MachineError: the folder cannot be written, or the disk is full.
         InputError: an image changed meanwhile.
     """
     with _lock(folder):
-        return _complete(folder, images, size, mended)
+        return _complete(folder, images, size, repaired)
 
 
 def _complete(
-    folder: Path, images: ImageSet, size: int, mended: Sequence[int]
+    folder: Path, images: ImageSet, size: int, repaired: Sequence[int]
 ) -> tuple[Sequence[Shard], np.ndarray]:
     shards = shards_in(folder)
     shards = _without_damage(shards, used(shards, places_of(images, shards)))
     _remove_remains(folder, shards)
     missing = np.flatnonzero(places_of(images, shards)[:, 0] < 0).tolist()
-    wanted = _each_once(images, [*missing, *mended])
+    wanted = _each_once(images, [*missing, *repaired])
     if wanted:
         live = _live_rows(shards, images, wanted)
         for shard in shards:
@@ -91,14 +91,14 @@ def _complete(
 
 
 def changed(path: str) -> InputError:
-    """What is raised about an image that is not as it was when the cache was made."""
+    """The error for an image that changed after it was cached."""
     return InputError(
         f"{path} changed while it was cached; start again when nothing writes to the images"
     )
 
 
 def _without_damage(shards: Sequence[Shard], looked_at: Sequence[Shard]) -> list[Shard]:
-    """The shards but for those that are damaged, which are removed."""
+    """The shards without damaged ones, which are deleted."""
     bad = {shard.path: shard for shard in damaged(looked_at)}
     for path, shard in sorted(bad.items()):
         logger.warning("%s is damaged and will be made again", path)
@@ -107,7 +107,7 @@ def _without_damage(shards: Sequence[Shard], looked_at: Sequence[Shard]) -> list
 
 
 def _remove_remains(folder: Path, shards: Sequence[Shard]) -> None:
-    """Removes what killed builds have left beside the shards."""
+    """Delete leftovers of killed builds."""
     whole = {path for shard in shards for path in (shard.listing, shard.path)}
     for path in folder.iterdir():
         if path not in whole and path.name != _LOCK:
@@ -115,7 +115,7 @@ def _remove_remains(folder: Path, shards: Sequence[Shard]) -> None:
 
 
 def _each_once(images: ImageSet, indices: Sequence[int]) -> list[int]:
-    """The indices in order; of an image that is listed more than once, the first."""
+    """The indices in order, without repetitions of the same image."""
     indices = sorted(set(indices))
     first: dict[tuple, int] = {}
     for index, version in zip(indices, versions_of(images.subset(indices)).tolist(), strict=True):
@@ -126,10 +126,10 @@ def _each_once(images: ImageSet, indices: Sequence[int]) -> list[int]:
 def _live_rows(
     shards: Sequence[Shard], images: ImageSet, wanted: Sequence[int]
 ) -> dict[Path, list[int]]:
-    """The rows of each shard that are still of use, by the file of its pixels.
+    """The rows of each shard that are still used, by the file of its pixels.
 
-    Of no use are older versions of these images, images that are to be decoded anew, and what
-    another shard holds as well. Other images of the same place keep their rows.
+    Not used are older versions of these images, images that will be decoded again, and copies of
+    images in another shard. Other images of the same folder keep their rows.
     """
     now = versions_of(images)
     anew = set(now[wanted].tolist())
@@ -147,7 +147,7 @@ def _live_rows(
 
 @contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[None]:
-    """Holds the folder's lock; a process that dies lets go of it."""
+    """A context that holds the folder's lock, which is released even if the process dies."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / _LOCK).open("a")
@@ -167,7 +167,7 @@ def _lock(folder: Path) -> Iterator[None]:
 
 
 class _Task(NamedTuple):
-    """One shard to be: images that are decoded, and rows of older shards."""
+    """A shard to build: from images to decode, and rows of older shards."""
 
     folder: Path
     size: int
@@ -178,7 +178,7 @@ class _Task(NamedTuple):
 def _tasks(
     folder: Path, size: int, new: Sequence[int], kept: Sequence[tuple[Shard, int]]
 ) -> list[_Task]:
-    """The shards to be, full ones but for the last: what is new, and then what is kept."""
+    """The shards to build, all full but the last: first new images, then kept rows."""
 
     def task(start: int) -> _Task:
         first, last = (max(0, place - len(new)) for place in (start, start + SHARD))
@@ -188,7 +188,7 @@ def _tasks(
 
 
 def bytes_of_one(images: ImageSet, size: int, sample: int = 64) -> float:
-    """How much the cache keeps of one image, by the proportions of some: their headers are read."""
+    """The mean size of an image in the cache, estimated from the proportions of a sample."""
     longer = []
     for index in np.linspace(0, len(images) - 1, min(sample, len(images))).astype(int).tolist():
         with contextlib.suppress(Exception):  # unreadable files are reported elsewhere
@@ -199,8 +199,8 @@ def bytes_of_one(images: ImageSet, size: int, sample: int = 64) -> float:
 
 
 def _build(task: _Task, images: ImageSet) -> None:
-    """Decodes the images of a task and writes its shard."""
-    versions = versions_of(images.subset(task.new)).tolist()  # as they are before they are read
+    """Decode the images of a task and write its shard."""
+    versions = versions_of(images.subset(task.new)).tolist()  # before the files are read
     pictures = [pixels_at(images, index, task.size) for index in task.new]
     versions += [tuple(shard.versions[row].tolist()) for shard, row in task.kept]
     pictures += [shard.read(row) for shard, row in task.kept]
@@ -208,10 +208,10 @@ def _build(task: _Task, images: ImageSet) -> None:
 
 
 class _Builder(Dataset):
-    """Builds one shard an item; gives the number of its images, or what went wrong.
+    """Builds one shard per item, and returns the number of its new images, or the error.
 
-    A Dataset, because a DataLoader's workers go away when their parent is killed, and their death
-    is noticed.
+    It is a Dataset because a DataLoader's workers end when their parent is killed, and their own
+    death is noticed.
     """
 
     def __init__(self, tasks: Sequence[_Task], images: ImageSet) -> None:

@@ -1,8 +1,8 @@
-"""The files of a cache: shards of some hundred images, as their pixels and a list of them.
+"""The files of a cache: shards of a few hundred images.
 
 A shard is two files: the pixels, and a list with the version of every image (kept.py) and the
-pixels' checksum, which is written last. A shard is never written again, so a run that reads it is
-not disturbed by one that adds images.
+pixels' checksum. The list is written last. Shards are never changed, so a run that reads them is
+not disturbed by another run that adds images.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from utils import DamagedError, InputError
 
 
 class Shard(NamedTuple):
-    """A finished shard: the versions of its n images, (n, 2) shapes, 0 for what is no picture."""
+    """A finished shard: the versions and (n, 2) shapes of n images, 0 for unreadable ones."""
 
     listing: Path
     versions: np.ndarray
@@ -45,27 +45,24 @@ class Shard(NamedTuple):
         return np.cumsum(bytes_) - bytes_
 
     def map(self) -> np.ndarray:
-        """The file's bytes; private to the process where written to, which nobody does."""
+        """The file's bytes, memory-mapped; never written to."""
         if not self.shapes.any():
             return np.empty(0, np.uint8)  # an empty file cannot be mapped
         return np.memmap(self.path, np.uint8, mode="c")
 
     def read(self, row: int) -> np.ndarray:
-        """The image in a row, as (H, W, 3); (0, 0, 3) for what is no picture."""
+        """The image in a row, (H, W, 3); (0, 0, 3) for an unreadable one."""
         start, shape = int(self.starts()[row]), (*self.shapes[row].tolist(), 3)
         return self.map()[start : start + int(np.prod(shape))].reshape(shape)
 
     def remove(self) -> None:
-        """Deletes it, the listing first; a run that has it mapped goes on with it."""
+        """Deletes the shard, the listing first; a run that has mapped it can still use it."""
         for path in (self.listing, self.path):
             path.unlink(missing_ok=True)
 
 
 def pixels_at(images: ImageSet, index: int, size: int) -> np.ndarray:
-    """An image as a shard keeps it: (H, W, 3) with its short side at `size`.
-
-    (0, 0, 3) where it cannot be decoded.
-    """
+    """An image as stored in a shard: (H, W, 3) with short side `size`; (0, 0, 3) if unreadable."""
     try:
         return with_short_side(images.read(index), size)
     except BadImageError:
@@ -73,7 +70,7 @@ def pixels_at(images: ImageSet, index: int, size: int) -> np.ndarray:
 
 
 def write_shard(folder: Path, versions: Sequence[tuple], pictures: Sequence[np.ndarray]) -> None:
-    """Writes a new shard of pictures, (H, W, 3) each, into a folder: the list last."""
+    """Write a new shard of pictures, (H, W, 3) each, to a folder."""
     content = b"".join(np.ascontiguousarray(picture) for picture in pictures)
     parts = {
         "versions": np.array(versions, VERSION),
@@ -102,9 +99,9 @@ def shards_in(folder: Path) -> list[Shard]:
 
 @lru_cache(maxsize=4096)
 def _load(listing: Path, _number: int, _time: int) -> Shard | None:
-    """The shard of a list, None where the list is damaged.
+    """The shard of a list, or None if the list is damaged.
 
-    A list is never changed: another one of the same name has another inode number or time.
+    Lists are never changed: another one of the same name has another inode number or time.
     """
     try:
         parts = load_arrays(listing, "cache")
@@ -119,13 +116,13 @@ def _load(listing: Path, _number: int, _time: int) -> Shard | None:
     return Shard(listing, versions, shapes, int(checksum))
 
 
-# --- what is in them ------------------------------------------------------------------------------
+# --- finding images in shards ---------------------------------------------------------------------
 
 _Rows = dict[tuple[int, int, int], tuple[int, int]]  # version → number of a shard, row in it
 
 
 def rows_of(shards: Sequence[Shard]) -> _Rows:
-    """Where each version is; in several shards, where it is a picture."""
+    """The place of each version; if several shards have it, one where it is readable."""
     rows: _Rows = {}
     for number, shard in enumerate(shards):
         known = zip(shard.versions.tolist(), shard.shapes[:, 0].tolist(), strict=True)
@@ -136,14 +133,14 @@ def rows_of(shards: Sequence[Shard]) -> _Rows:
 
 
 def places_of(images: ImageSet, shards: Sequence[Shard]) -> np.ndarray:
-    """(N, 2) the shard and the row that hold each image as its file is now; -1 for none."""
+    """(N, 2) the shard and row of the current version of each image; -1 if there is none."""
     rows = rows_of(shards)
     places = [rows.get(version, (-1, -1)) for version in versions_of(images).tolist()]
     return np.array(places, np.int64).reshape(-1, 2)
 
 
 def used(shards: Sequence[Shard], places: np.ndarray) -> list[Shard]:
-    """The shards that hold an image."""
+    """The shards that are used at these places."""
     return [shards[number] for number in np.unique(places[:, 0]).tolist() if number >= 0]
 
 
@@ -151,7 +148,7 @@ _verified: set[tuple] = set()
 
 
 def damaged(shards: Sequence[Shard]) -> list[Shard]:
-    """The shards whose pixels are not as they were written; a process checks each of them once."""
+    """The shards whose pixels differ from their checksum; checked once per process."""
 
     def intact(shard: Shard) -> bool:
         try:

@@ -1,4 +1,4 @@
-"""How the report on a data set is shown: as a table for people, or as JSON."""
+"""Shows the report on a data set as a table or as JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from utils import counted, program
 
 
 def as_text(report: Report) -> str:
-    """The report for people: what is wrong in one paragraph, or a table and the findings."""
+    """The report as text: the problem and what to do, or a table and the findings."""
     return _help(report) if report.problem else _table(report)
 
 
@@ -59,7 +59,7 @@ def _table(report: Report) -> str:
 
 
 def _counts(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """The splits as a table; one below the other where the terminal is too narrow for it."""
+    """The splits as a table, or as sentences if the terminal is too narrow."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     if sum(widths) + 3 * len(widths) - 1 > text_width():
         return [wrapped(_count(*row), f"  {split:<7}  ", " " * 11) for split, *row in rows[1:]]
@@ -79,7 +79,7 @@ def _count(images: str, published_images: str, classes: str, published_classes: 
 
 
 def _commands(report: Report) -> list[str]:
-    """Each on a line of its own, however long, so that it can be pasted."""
+    """The commands, each on a line of its own, however long, so that it can be pasted."""
     lines = []
     for words, command in report.commands.items():
         lines += ["", f"  {words}:", f"  {command}"]
@@ -97,13 +97,13 @@ def run(
     file: Path | None = None,
     **options: Any,
 ) -> int:
-    """Checks `names`, or with None every data set, prints, and returns the exit status.
+    """Check `names`, or with None every data set, print the reports, and return the exit status.
 
-    With None, data sets that are not there are listed and do not count, unless nothing is there.
+    With None, data sets that are not there are listed, but do not count unless nothing is there.
 
     Args:
-        as_json: prints JSON, which names every file, instead of the table. file: where that goes,
-            beside the table.
+        as_json: whether to print JSON, which names every file, instead of the table.
+        file: a file to write the JSON to.
 
     Raises:
         InputError: `file` cannot be written.
@@ -113,7 +113,7 @@ def run(
     looked_at = reports if names else there
     status = max((report.exit_status for report in looked_at), default=UNUSABLE)
     content = {"exit_status": status, "datasets": [asdict(report) for report in reports]}
-    # In ASCII, since a name on disk need be no text in any encoding.
+    # In ASCII, because names on disk may not be valid text in any encoding.
     in_json = json.dumps(content, indent=2)
     if file is not None:
         write_content(file, f"{in_json}\n")
@@ -124,6 +124,6 @@ def run(
     absent = [report.dataset for report in reports if report not in looked_at]
     if absent:
         asked = f"`{program('dataset')} check NAME`"
-        more = f"not under {root}: {', '.join(absent)}; {asked} tells more"
+        more = f"not under {root}: {', '.join(absent)}; {asked} says more"
         print(f"\n{wrapped(more)}")
     return status

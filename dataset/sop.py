@@ -1,6 +1,6 @@
 """Stanford Online Products: 120,053 photographs of 22,634 products, from an auction house.
 
-The classes of Ebay_train.txt train, those of Ebay_test.txt are held out.
+The classes of Ebay_train.txt are for training, those of Ebay_test.txt are held out.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class SOP(Benchmark):
   … (12 folders)"""
 
     def list_split(self, layout: Layout, folder: Path, split: str, **options: Any) -> Listing:
-        """The classes of one list."""
+        """The images of one list."""
         return layout.read(folder, split=split)
 
 

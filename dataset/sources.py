@@ -1,6 +1,6 @@
-"""Where views come from: pictures in memory, workers that read files, threads that cut the cache.
+"""Sources of views: pictures in memory, processes that read files, threads that cut the cache.
 
-Each source turns plans into batches of views; `source_of` decides which one serves an image set.
+Each source turns plans into batches of views; `source_of` chooses the one for an image set.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from dataset.transforms import cut
 from dataset.workers import item_loader, worker_deaths_in_words
 from utils import InputError
 
-views_logger = logging.getLogger("dataset.views")  # silent where a cache was chosen, and told
+views_logger = logging.getLogger("dataset.views")  # a program can silence it
 
 
 class _Reader(Protocol):
@@ -43,18 +43,18 @@ class _Reader(Protocol):
 
 
 class _BatchReader(Dataset):
-    """Reads and cuts whole batches; runs in the workers.
+    """Reads and cuts whole batches, in the workers.
 
     Args:
-        reader: the image set, or its cache. substitutes: for images that cannot be read.
+        reader: the image set, or its cache. substitutes: for unreadable images.
     """
 
     def __init__(self, reader: _Reader, rule: ViewRule, substitutes: Substitutes) -> None:
         self._reader = reader
         self._rule = rule
         self._substitutes = substitutes
-        # Views are computed for several images at once, which costs less than one by one; for few
-        # photographs, which otherwise would fill the worker's memory.
+        # Computing views for several images at once is faster than one by one. Photographs come in
+        # small groups, because many would fill the worker's memory.
         self._at_once = 8 if isinstance(reader, ImageSet) else 128
 
     def __getitem__(self, plan: Plan) -> CutBatch:
@@ -89,7 +89,7 @@ class _BatchReader(Dataset):
 
 
 def _shared_if_sent(shape: tuple[int, ...]) -> torch.Tensor:
-    """An uninitialised uint8 tensor; in a worker it lies where the main process can read it."""
+    """An uninitialised uint8 tensor; in a worker, in memory shared with the main process."""
     if get_worker_info() is None:
         return torch.empty(shape, dtype=torch.uint8)
     storage = torch.UntypedStorage._new_shared(math.prod(shape))
@@ -97,7 +97,7 @@ def _shared_if_sent(shape: tuple[int, ...]) -> torch.Tensor:
 
 
 class FromMemory:
-    """Views of pictures in memory, cut where they lie; those of shape 0 could not be read."""
+    """Views of pictures in the device's memory; those of shape 0 could not be read."""
 
     def __init__(
         self, images: ImageSet, store: PixelStore, rule: ViewRule, substitutes: Substitutes
@@ -109,7 +109,7 @@ class FromMemory:
         self._unreadable = store.shapes[:, 0] == 0
 
     def __call__(self, plans: Iterable[Plan]) -> Iterator[CutBatch]:
-        """The views that are planned, batch by batch."""
+        """The planned views, batch by batch."""
         for plan in plans:
             shown, bad = plan.batch.index, []
             if self._unreadable[shown].any():
@@ -123,7 +123,7 @@ class FromMemory:
             index = int(shown[position])
             others = self._substitutes(index, plan.epoch)
             readable = [other for other in others if not self._unreadable[other]]
-            # Without another one any picture will do: the loader stops the run.
+            # Without a substitute, any picture will do, because the loader stops the run.
             shown[position] = readable[0] if readable else self._unreadable.argmin()
             reason = "it could not be decoded when the cache was made"
             bad.append(BadImage(index, self._images.paths[index], reason, bool(readable)))
@@ -131,7 +131,7 @@ class FromMemory:
 
 
 class _FromWorkers:
-    """Views that processes make ahead of time; with `workers` 0 this one makes them when asked."""
+    """Views made ahead of time by processes; with 0 `workers`, by this one when needed."""
 
     def __init__(self, batch_reader: _BatchReader, plans: Plans, workers: int, pin: bool) -> None:
         self._loader = item_loader(batch_reader, workers, sampler=plans, pin=pin)
@@ -142,7 +142,10 @@ class _FromWorkers:
 
 
 class _Errand(NamedTuple):
-    """A batch of an evaluation, with all that is needed to make it: `images` are those of it."""
+    """A batch of an evaluation, with everything that is needed to make it.
+
+    `images` are only those of the batch.
+    """
 
     images: ImageSet
     rule: ViewRule
@@ -150,7 +153,7 @@ class _Errand(NamedTuple):
 
 
 class _Errands(Dataset):
-    """Makes batches of any image set; runs in the workers."""
+    """Makes batches of any image set, in the workers."""
 
     def __getitem__(self, errand: _Errand) -> CutBatch:
         images, rule, plan = errand
@@ -162,7 +165,7 @@ class _Errands(Dataset):
 
 
 class _Queue:
-    """What workers are to make next."""
+    """The errands for the next iteration of the workers."""
 
     coming: Iterable[_Errand] = ()
 
@@ -171,10 +174,10 @@ class _Queue:
 
 
 class _FromStandingWorkers:
-    """Views of an evaluation, from processes that serve all evaluations of this process.
+    """Views of an evaluation, made by processes that serve all evaluations of this process.
 
-    Starting some for each evaluation takes seconds where they cannot be forked. They are told with
-    each batch which files it is made of, so that any image set can be read by them.
+    Starting processes for each evaluation would take seconds if they cannot be forked. Each batch
+    is sent with the list of its files, so they can read any image set.
     """
 
     def __init__(self, images: ImageSet, rule: ViewRule, workers: int, pin: bool) -> None:
@@ -190,7 +193,7 @@ class _FromStandingWorkers:
             with worker_deaths_in_words():
                 yield from loader
         except InputError:
-            _standing.cache_clear()  # the next evaluation starts others
+            _standing.cache_clear()  # the next evaluation starts new workers
             raise
 
     def _errand(self, plan: Plan) -> _Errand:
@@ -203,17 +206,17 @@ def _standing(workers: int, pin: bool, process: int) -> tuple[_Queue, DataLoader
     """The queue and its workers.
 
     Args:
-        process: the id of this one. A forked child has another id, and so starts its own workers.
+        process: the id of this process. A forked child has another id, so it starts its own.
     """
     queue = _Queue()
     return queue, item_loader(_Errands(), workers, sampler=queue, pin=pin)
 
 
 class _FromThreads:
-    """Views that threads of this process cut ahead of time.
+    """Views of the cache, cut ahead of time by threads of this process.
 
-    For the cache: cutting is a few calls of C code that let other threads run, so that threads do
-    what processes do, without sending pixels from one to another, which costs more than cutting.
+    Cutting is a few calls of C code that release the interpreter lock, so threads are as good as
+    processes, without sending pixels between processes, which takes longer than cutting.
     """
 
     AHEAD = 2  # batches for each thread
@@ -258,10 +261,10 @@ def source_of(
     *,
     replace_bad: bool,
 ) -> Source:
-    """Where views come from.
+    """The source of views for an image set.
 
     Args:
-        replace_bad: an image that cannot be read is replaced by another of its class.
+        replace_bad: whether an unreadable image is replaced by another of its class.
 
     Raises:
         InputError: the data do not fit the GPU, or there is none; the cache cannot be written.
@@ -290,7 +293,7 @@ def source_of(
 
 
 def _say_what_differs(cache_size: int, rule: ViewRule) -> None:
-    """Logs how views of the cache differ from views of the files, once for a process."""
+    """Log once per process how views of the cache differ from views of the files."""
     if rule.crop is not None and not (rule.crop.resize and rule.resize == cache_size):
         warn_once(
             "training crops come from the cache's images, whose short side is "
@@ -299,8 +302,8 @@ def _say_what_differs(cache_size: int, rule: ViewRule) -> None:
         )
     if rule.crop is None and rule.resize != cache_size:
         warn_once(
-            f"evaluation wants images with a short side of {rule.resize} pixels and the cache has "
-            f"{cache_size}: they are resized twice; --cache-size {rule.resize} gives what --decode "
-            "exact gives",
+            f"evaluation takes images with a short side of {rule.resize} pixels and the cache has "
+            f"{cache_size}: they are resized twice; --cache-size {rule.resize} gives the same as "
+            "--decode exact",
             views_logger,
         )

@@ -1,7 +1,7 @@
-"""Rows of a CSV file as people and spreadsheet programs write it.
+"""Reads the rows of CSV files as people and spreadsheet programs write them.
 
-In UTF-8, with or without a mark at its start, or in UTF-16 with one; with commas, semicolons or
-tabs between fields; with a first line "sep=;" or without.
+They may be in UTF-8, with or without a byte order mark, or in UTF-16 with one; fields may be
+separated by commas, semicolons or tabs; there may be a first line "sep=;".
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _LONGEST = 1_000_000  # characters in a line: what is longer is no table, and ma
 
 
 def read_rows(path: Path, given: str) -> Iterator[tuple[int, list[str]]]:
-    """The rows that are not empty, the heading first, and the numbers of their first lines.
+    """Yield the rows that are not empty, the heading first, with the numbers of their first lines.
 
     Args:
-        given: what the file is called in a message.
+        given: the name of the file in messages.
 
     Raises:
         InputError: it cannot be read, is no table, or a quotation mark is opened and not closed.
@@ -86,17 +86,17 @@ def _parsed(lines: Iterable[str], delimiter: str, given: str) -> Iterator[tuple[
 
 
 def _check_closed(lines: list[str], delimiter: str) -> None:
-    """Raises csv.Error where a field over several lines does not end with its quotation mark.
+    """Raise csv.Error if a field over several lines does not end with its quotation mark.
 
-    Such a field has swallowed the rows below it, up to the next mark or the end of the file.
+    Such a field would include the rows below it, up to the next mark or the end of the file.
     """
     list(csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True))
 
 
 def _delimiter(lines: Iterable[str]) -> tuple[str, bool]:
-    """The character that parts the heading, and whether a line "sep=;" before it says so.
+    """The delimiter of the heading, and whether a line "sep=;" names it.
 
-    Spreadsheets of many countries write ";".
+    Spreadsheet programs of many countries write ";".
     """
     for line in lines:
         spoken = re.fullmatch("sep=(.)", line.strip(), re.IGNORECASE)

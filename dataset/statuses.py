@@ -1,7 +1,7 @@
-"""Questions about files, asked for many at a time.
+"""Reads the statuses of many files in parallel.
 
-A network disk takes about a millisecond for an answer, and gives many at once: one after the other,
-the 120,000 files of Stanford Online Products would take two minutes at each look.
+A network disk takes about a millisecond per request, but answers many at once. One by one, the
+120,000 files of Stanford Online Products would take two minutes each time.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import TypeVar
 
 import numpy as np
 
-ASKED_AT_ONCE = 16  # by as many threads; on a local disk they cost nothing
-_PART = 32  # files that a thread asks for before it takes others, at most
+ASKED_AT_ONCE = 16  # threads; on a local disk they cost nothing
+_PART = 32  # the most files per task of a thread
 
 Asked, Answer = TypeVar("Asked"), TypeVar("Answer")
 
@@ -24,8 +24,8 @@ Asked, Answer = TypeVar("Asked"), TypeVar("Answer")
 def answers(
     ask: Callable[[Asked], Answer], of: Sequence[Asked], threads: int = ASKED_AT_ONCE
 ) -> Iterator[Answer]:
-    """`ask(each)` of paths or what stands for them, in their order, by several threads."""
-    # In parts, because what waits to be asked takes a kilobyte each.
+    """`ask(each)` for every item, such as a path, in order, computed by several threads."""
+    # In parts, because every waiting task takes a kilobyte.
     size = max(1, min(_PART, len(of) // (4 * threads)))
 
     def part(start: int) -> list[Answer]:
@@ -39,8 +39,8 @@ def answers(
 STATUS = np.dtype(
     [("mode", "u4"), ("size", "i8"), ("time", "i8"), ("device", "u8"), ("inode", "u8")]
 )
-"""What a disk says of a file: `st_mode`, bytes, ns of the last change, and what tells it from all
-others. One that is not there has the mode 0, and the size and time -1."""
+"""The status of a file: `st_mode`, bytes, ns of the last change, and its identity. A missing file
+has mode 0, and size and time -1."""
 
 _NOT_THERE = (0, -1, -1, 0, 0)
 _Answers = dict[int, tuple[Sequence[str], np.ndarray]]  # by the identity of a list
@@ -48,17 +48,17 @@ _known: ContextVar[_Answers | None] = ContextVar("_known", default=None)
 
 
 def statuses(paths: Sequence[str]) -> np.ndarray:
-    """(N,) of `STATUS`: what the disk says of each file now."""
+    """(N,) of `STATUS`: the current status of each file."""
     return np.fromiter(answers(_status, paths), STATUS, len(paths))
 
 
 @contextlib.contextmanager
 def asked_once() -> Iterator[None]:
-    """Inside it, `known_statuses` asks for the files of a list once.
+    """A context in which `known_statuses` reads the files of a list only once.
 
-    A start wants to know whether its files are there, which of them are the same, which have
-    changed since they were found sound, and how large they are; each look at a million files of a
-    network disk takes a minute. Other threads ask anew.
+    The start of a run checks whether its files exist, which of them are the same, which have
+    changed since they were found sound, and how large they are. Each time, a million files on a
+    network disk would take a minute. Other threads read anew.
     """
     before = _known.set({})
     try:
@@ -68,11 +68,11 @@ def asked_once() -> Iterator[None]:
 
 
 def known_statuses(paths: Sequence[str]) -> np.ndarray:
-    """As `statuses`; inside `asked_once` as the files were when they were first asked for."""
+    """`statuses`; inside `asked_once`, those of the first call for this list."""
     if (known := _known.get()) is None:
         return statuses(paths)
     if id(paths) not in known:
-        known[id(paths)] = paths, statuses(paths)  # with the list, so that no other has its id
+        known[id(paths)] = paths, statuses(paths)  # keeps the list, so that its id stays unique
     return known[id(paths)][1]
 
 

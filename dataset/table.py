@@ -1,8 +1,8 @@
-"""`csv:FILE`: the user's own images, a row for each.
+"""`csv:FILE`: the user's own images, one row for each.
 
-Columns are path, label, split and a box, all but the first two optional. The tables of Open Metric
-Learning are taken as they are: is_query and is_gallery say what a held-out image is for (both:
-every such image searches among the others), and x_1, y_1, x_2, y_2 are the box.
+The columns are path, label, and optionally split and a box. Tables of Open Metric Learning can be
+used unchanged: is_query and is_gallery say what a held-out image is for (both: every such image
+searches among the others), and x_1, y_1, x_2, y_2 are the box.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ path: relative to the file's folder, or absolute
 x1 to y2: a box in pixels, optional"""
 
     def rows(self) -> Rows:
-        """Every row of the file; it is read once in a process, unless it changes."""
+        """Every row of the file, which is read once per process, unless it changes."""
         if is_folder(self.path):
             raise InputError(
                 f"{self.given} is a folder; if its folders are the classes, name it "
@@ -69,14 +69,14 @@ x1 to y2: a box in pixels, optional"""
 
 @lru_cache(maxsize=8)
 def _read(_absolute: Path, path: Path, given: str, _stamp: tuple[int, ...]) -> Rows:
-    """The rows of a file; what is not used here tells another file, or a changed one, from it."""
+    """The rows of a file; unused arguments make the cache distinguish other and changed files."""
     return _Table(path, given).read()
 
 
 class _Columns(NamedTuple):
-    """Where each column is, counted from 0; an empty tuple where there is none.
+    """The positions of the columns, from 0; an empty tuple if there are none.
 
-    `splits` are those that may say what is held out: "split", or else others of its meaning.
+    `splits` are the columns that may say what is held out: "split", or else its synonyms.
     """
 
     path: int
@@ -87,12 +87,12 @@ class _Columns(NamedTuple):
     names: tuple[str, ...]
 
     def used(self, split: int | None) -> set[int]:
-        """The positions that mean something, with the split in column `split`."""
+        """The positions of the columns that are used, with the split in column `split`."""
         return {self.path, self.label, *self.flags, *self.box} | ({split} - {None})
 
 
 class _Table:
-    """One reading of a file; `read` gives its rows."""
+    """Reads a file; `read` returns its rows."""
 
     def __init__(self, path: Path, given: str) -> None:
         self.path = path
@@ -142,7 +142,7 @@ class _Table:
         if any(map(str.strip, row[missing:])):
             raise self._fault(
                 line,
-                f"{len(row)} fields where the heading has {len(columns.names)}; put quotation "
+                f"{len(row)} fields, and the heading has {len(columns.names)}; put quotation "
                 "marks around fields with a comma in them",
             )
         return row
@@ -176,7 +176,7 @@ class _Table:
         return _Columns(place["path"], place["label"], tuple(splits), flags, box, tuple(names))
 
     def _of(self, heading: list[str]) -> str:
-        """What a first line must be, and what this one is."""
+        """What the first line must be, and what this one is."""
         if any(is_file(self.folder / name.strip()) for name in heading):
             return "its first line is an image; put the line path,label above it"
         names = [name.strip().lower() for name in heading if name.strip()]
@@ -198,7 +198,7 @@ class _Table:
             )
 
     def _notes_on_labels(self, names: Collection[str]) -> Iterator[Note]:
-        """What is said of a label that is there as 3 and as 3.0, which pandas makes of some 3."""
+        """A warning if labels include both 3 and 3.0, which pandas may make of 3."""
         known = set(names)
         twice = [name for name in names if name.endswith(".0") and name[:-2] in known]
         if twice:
@@ -274,7 +274,7 @@ class _Table:
     # --- splits ---
 
     def _split_column(self, marks: _Marks, columns: _Columns) -> int | None:
-        """The column that says what is held out; one of another name must use words for it."""
+        """The column with the splits; one with another name must contain names of splits."""
         for position, place in enumerate(columns.splits):
             words = {mark.words[position] for mark in marks.first_line}
             if columns.names[place] == "split" or any(map(split_of, words)):
@@ -283,7 +283,7 @@ class _Table:
         return None
 
     def _splits(self, marks: _Marks, columns: _Columns, split: int | None) -> np.ndarray | None:
-        """(N,) the split of each row; None where nothing says it."""
+        """(N,) the split of each row; None if the file does not say it."""
         if split is None and not columns.flags:
             return None
         name = "" if split is None else columns.names[split]
@@ -319,17 +319,17 @@ class _Table:
 
 
 class _Mark(NamedTuple):
-    """What a row says about its split: a word in each column that may, and the two flags."""
+    """A row's entries about its split: the words in the split columns, and the two flags."""
 
     words: tuple[str, ...]
     flags: tuple[str, ...]
 
 
 class _Marks:
-    """What all rows say about their splits, each combination once.
+    """The distinct marks of all rows.
 
     Attributes:
-        numbers: of each row's mark. first_line: the marks in order, and where each comes first.
+        numbers: the number of each row's mark. first_line: the marks in order → their first lines.
     """
 
     def __init__(self) -> None:
@@ -339,7 +339,7 @@ class _Marks:
         self._place: dict[_Mark, int] = {}
 
     def add(self, row: list[str], columns: _Columns, line: int) -> None:
-        """Takes note of one row."""
+        """Add the mark of one row."""
         said = tuple([row[place] for place in (*columns.splits, *columns.flags)])
         number = self._number.get(said)
         if number is None:

@@ -1,15 +1,15 @@
-"""What is done to pixels between the file and the network.
+"""What happens to pixels between the file and the network.
 
-Two steps, wherever they run. A *view* says which part of an image is looked at: it is cut out of
-uint8 pixels, resized and perhaps mirrored. Then the stack of equally large views is finished on the
+There are two steps, wherever they run. First, a *view* of each image is cut out of its uint8
+pixels, resized and perhaps mirrored. Then the stack of equally large views is finished on the
 device in float32: changed (augment.py), put into the backbone's colour order and scale, normalised.
 
-All resizing is antialiased: bilinear, or cubic where the backbone wants that. The evaluation's is
-Pillow's, bit for bit what torchvision makes of a PIL image; crops are resized by torch, which is
-several times as fast and differs from it by at most one of 255 levels, two where it is cubic.
+All resizing is antialiased: bilinear, or cubic if the backbone expects that. In evaluation it is
+Pillow's, with the same bits as torchvision for a PIL image. Crops are resized by torch, which is
+several times as fast and differs by at most one of 255 levels, or two if it is cubic.
 
-Every random number is a hash of (seed, epoch, image, visit): the number of workers, the order of
-the batches and restarts do not change it.
+Every random number is a hash of (seed, epoch, image, visit): it does not depend on the number of
+workers, the order of batches, or restarts.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from PIL import Image
 
 from dataset.base import InputSpec
 
-# --- random numbers that depend on nothing but their names ----------------------------------------
+# --- random numbers -------------------------------------------------------------------------------
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 VIEW_STREAM, CHANGE_STREAM, REPLACEMENT_STREAM = range(3)
@@ -43,13 +43,13 @@ def uniforms(
     stream: int = 0,
     visit: np.ndarray | int = 0,
 ) -> np.ndarray:
-    """Random numbers in [0, 1) that are a function of the arguments alone.
+    """Random numbers in [0, 1) that depend only on the arguments.
 
     A SplitMix64 sequence per image, whose start is the hash of (seed, stream, epoch, visit, index).
 
     Args:
         index: (B,) image indices. visit: (B,) how often each was drawn before in this epoch.
-        draws: how many numbers an image needs. stream: keeps different uses apart.
+        draws: the number of random numbers per image. stream: different for different uses.
 
     Returns:
         (B, draws) float64.
@@ -69,17 +69,17 @@ def _mix(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-# --- views: which part of an image is looked at ---------------------------------------------------
+# --- views ----------------------------------------------------------------------------------------
 
 
 class Views(NamedTuple):
     """One view per image of a batch.
 
     Attributes:
-        resize: the short side to which every image is brought first, in pixels; 0 leaves it.
+        resize: the short side to which every image is resized first, in pixels; 0: not resized.
         boxes: (B, 4) int64 top, left, height, width, in pixels of the resized image.
         flip: (B,) bool, whether the view is mirrored left to right.
-        cubic: whether resizing is cubic, not bilinear.
+        cubic: whether resizing is cubic instead of bilinear.
     """
 
     resize: int
@@ -89,7 +89,7 @@ class Views(NamedTuple):
 
 
 def resized_shape(shapes: np.ndarray, short_side: int) -> np.ndarray:
-    """(B, 2) heights and widths after bringing the short side to `short_side` (0: unchanged).
+    """(B, 2) heights and widths after resizing the short side to `short_side` (0: unchanged).
 
     The long side is rounded down, as torchvision does.
     """
@@ -99,10 +99,10 @@ def resized_shape(shapes: np.ndarray, short_side: int) -> np.ndarray:
 
 
 def centre_views(shapes: np.ndarray, resize: int, size: int) -> Views:
-    """The evaluation view: short side to `resize`, then the central square of `size` pixels.
+    """The views in evaluation: short side to `resize`, then the central square of `size` pixels.
 
     Args:
-        shapes: (B, 2) heights and widths of the images in pixels. resize: 0 takes images whole.
+        shapes: (B, 2) heights and widths of the images in pixels. resize: 0 takes whole images.
     """
     shapes = resized_shape(shapes, resize)
     extent = np.full_like(shapes, size) if resize else shapes
@@ -117,8 +117,8 @@ class RandomCrop:
 
     Attributes:
         scale: range of the crop's share of the image's area. ratio: range of width / height.
-        flip: probability of mirroring. resize: True crops from the image after bringing it to the
-            evaluation's short side (256), False from the image as it is.
+        flip: probability of mirroring. resize: whether the image is first resized to the short side
+            in evaluation (256).
     """
 
     scale: tuple[float, float] = (0.08, 1.0)
@@ -134,7 +134,7 @@ class RandomCrop:
 
         Args:
             shapes: (B, 2) heights and widths in pixels. u: (B, draws) uniform numbers.
-            resize: the evaluation's short side, used when `self.resize`.
+            resize: the short side in evaluation, used if `self.resize`.
         """
         resize = resize if self.resize else 0
         shapes = resized_shape(shapes, resize)
@@ -155,7 +155,7 @@ class RandomCrop:
         return Views(resize, np.concatenate([corner, crop], axis=1), u[:, -1] < self.flip)
 
     def _largest(self, shapes: np.ndarray) -> np.ndarray:
-        """The largest central crop of an allowed ratio: what is taken when no attempt fits."""
+        """The largest central crop of an allowed ratio, used if no attempt fits."""
         height, width = shapes[:, 0], shapes[:, 1]
         low, high = self.ratio
         tall = np.minimum(height, np.rint(width / low))
@@ -164,7 +164,7 @@ class RandomCrop:
 
 
 def between(limits: Sequence[float], u: np.ndarray) -> np.ndarray:
-    """Uniform numbers of [0, 1) moved into [low, high)."""
+    """Uniform numbers in [0, 1) mapped to [low, high)."""
     low, high = limits
     return low + (high - low) * u
 
@@ -182,7 +182,7 @@ def cut(image: np.ndarray, views: Views, position: int, size: int) -> torch.Tens
         image = with_short_side(image, views.resize, views.cubic)
     top, left, height, width = views.boxes[position].tolist()
     box = torch.from_numpy(image[top : top + height, left : left + width])
-    # Dense pixels with the channels last are resized twice as fast, to the same values.
+    # Contiguous pixels with channels last are resized twice as fast, to the same values.
     pixels = resize(box.contiguous()[None].permute(0, 3, 1, 2), (size, size), views.cubic)
     if views.flip[position]:
         pixels = pixels.flip(3)
@@ -190,7 +190,7 @@ def cut(image: np.ndarray, views: Views, position: int, size: int) -> torch.Tens
 
 
 def with_short_side(image: np.ndarray, size: int, cubic: bool = False) -> np.ndarray:
-    """(H, W, 3) uint8 with its short side brought to `size` pixels by Pillow."""
+    """(H, W, 3) uint8 with its short side resized to `size` pixels by Pillow."""
     height, width = resized_shape(np.array([image.shape[:2]]), size)[0].tolist()
     if (height, width) == image.shape[:2]:
         return image
@@ -209,11 +209,11 @@ def resize(pixels: torch.Tensor, shape: tuple[int, int], cubic: bool = False) ->
     return F.interpolate(pixels, shape, mode=mode, antialias=True)
 
 
-# --- what the network gets ------------------------------------------------------------------------
+# --- inputs of the network ------------------------------------------------------------------------
 
 
 class Change(Protocol):
-    """What is done to views: `draws` uniform numbers an image decide how."""
+    """A change of views, decided by `draws` uniform numbers per image."""
 
     draws: int
 
@@ -227,12 +227,12 @@ def to_network(
     change: Change | None = None,
     u: np.ndarray | None = None,
 ) -> torch.Tensor:
-    """Pixels as the backbone wants them.
+    """Pixels as inputs of the backbone.
 
     Args:
-        pixels: (B, 3, S, S) RGB, 0..255, uint8 or float32; fastest with the channels last.
+        pixels: (B, 3, S, S) RGB, 0..255, uint8 or float32; fastest with channels last.
         spec: colour order, scale, mean and standard deviation.
-        change: is done to the pixels first, with `u` (B, change.draws).
+        change: applied to the pixels first, with `u` (B, change.draws).
 
     Returns:
         (B, 3, S, S) float32, channels last.
@@ -255,15 +255,14 @@ def to_network(
 
 
 _ON_A_CPU, _ON_A_GPU = 1 << 18, 1 << 25
-"""Pixels that are finished at once: what a CPU's cache holds through all steps, and on a GPU more,
-which leaves room all the same."""
+"""Pixels that are finished at once: on a CPU as many as fit its cache, on a GPU more."""
 
 
 def _empty(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """An uninitialised float32 tensor; a large one on the CPU lies in huge pages.
+    """An uninitialised float32 tensor; a large one on the CPU uses huge pages.
 
-    Fresh memory comes page by page, and touching 4 kB pages costs five times as much as all the
-    arithmetic on them.
+    New memory is allocated page by page, and with pages of 4 kB that takes five times as long as
+    all the arithmetic on them.
     """
     size = 4 * math.prod(shape)
     if device.type != "cpu" or size < _HUGE_FROM or not hasattr(mmap, "MADV_HUGEPAGE"):
@@ -281,7 +280,7 @@ _HUGE_FROM = 1 << 22  # two huge pages of most machines, in bytes
 def _row_of_constants(
     spec: InputSpec, size: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Factor and summand of an image row; three constants repeated, so that vectors can be used."""
+    """Factor and summand for an image row: three constants, repeated for vectorised arithmetic."""
     mean, std = np.array(spec.mean), np.array(spec.std)
     gain, shift = spec.scale / 255 / std, -mean / std
     return tuple(

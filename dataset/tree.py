@@ -1,4 +1,4 @@
-"""All pictures below a folder, found in one walk; folders behind links are entered."""
+"""Finds all pictures below a folder in one walk, which follows links to folders."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dataset.decoding import reason
 from dataset.files import in_class_order, is_folder_entry, is_hidden, is_image
 from utils import InputError, counted, join_words
 
-# What is often kept beside the pictures and would be one, but is not read here.
+# Files that are often kept with pictures and show pictures too, but are not read here.
 _SOURCES_OF_PICTURES = frozenset(
     ".cr2 .cr3 .crw .nef .nrw .arw .srf .sr2 .dng .orf .rw2 .raf .pef .raw .exr .hdr .psd .psb "
     ".xcf .svg .svgz .eps .dcm .mp4 .mov .avi .mkv .webm".split()
@@ -25,9 +25,9 @@ class Tree:
     """The pictures below a folder, found in one walk; see `tree`.
 
     Attributes:
-        folder: where it begins. pictures: sorted paths relative to it, parts joined by "/".
-        folders: those inside, likewise. remarks: what was left out that may have been meant.
-        others: how many files of each suffix are no pictures.
+        folder: its top. pictures: sorted paths relative to it, parts joined by "/".
+        folders: the folders in it, likewise. remarks: what was left out but may have been meant.
+        others: the numbers of files that are no pictures, by suffix.
     """
 
     folder: Path
@@ -43,20 +43,20 @@ class Tree:
         return all(_stamp(path) == stamp for path, stamp in self._stamps.items())
 
     def top_level(self) -> list[str]:
-        """Names of the folders that lie in `folder` itself, in class order."""
+        """Names of the folders directly in `folder`, in class order."""
         return in_class_order(name for name in self.folders if "/" not in name)
 
 
 _trees: dict[str, Tree] = {}
 _KEPT_TREES = 8
-_TICK = 0.01  # seconds: how fine the times are that file systems write down
+_TICK = 0.01  # seconds: the resolution of times in file systems
 
 
 def tree(folder: Path) -> Tree:
-    """All pictures below a folder; the folder is walked once in a process, unless it changes.
+    """All pictures below a folder, which is walked once per process, unless it changes.
 
-    Folders behind links are entered, except where a link leads back to a folder it lies in. What
-    cannot be read is named in `remarks`.
+    Links to folders are followed, except a link to a folder that contains it. Unreadable folders
+    are named in `remarks`.
 
     Raises:
         InputError: `folder` itself cannot be read.
@@ -72,7 +72,7 @@ def tree(folder: Path) -> Tree:
 
 
 class _Walk:
-    """One walk; `run` gives what it found."""
+    """Walks a folder; `run` returns what it finds."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -104,17 +104,17 @@ class _Walk:
         )
 
     def _enter(self, inside: str, above: frozenset) -> list[tuple[str, frozenset]]:
-        """Takes note of a folder's files; the folders in it come back."""
+        """Record a folder's files, and return the folders in it."""
         path = os.path.join(self.folder, inside)  # noqa: PTH118 (Path objects cost too much here)
         try:
             identity, self.stamps[path] = _identity(path), _stamp(path)
             if identity in above:
-                self._remark(path, "leads back to a folder that it lies in; it is not followed")
+                self._remark(path, "leads back to a folder that contains it; it is not followed")
                 return []
             with os.scandir(path) as entries:
                 found = list(entries)
         except OSError as error:
-            self._remark(path, f"cannot be read ({reason(error)}); what is in it is left out")
+            self._remark(path, f"cannot be read ({reason(error)}); it is left out")
             return []
         if inside:
             self.folders.append(inside)
@@ -137,7 +137,7 @@ class _Walk:
         self.remarks.append(f"{path} {text}")
 
     def _wait_for_the_clock(self) -> None:
-        """Lets the clock of the file system tick, so that whatever changes from now on shows."""
+        """Wait for the file system's next tick, so that later changes have another time."""
         newest = max((stamp[0] for stamp in self.stamps.values()), default=0) / 1e9
         time.sleep(min(max(newest + _TICK - time.time(), 0), _TICK))
 
@@ -148,7 +148,7 @@ def _identity(path: str) -> tuple[int, int]:
 
 
 def _stamp(path: str) -> tuple[int, ...]:
-    """Changes with the entries of a folder, and with who may read it."""
+    """A value that changes with the entries of a folder, and with its permissions."""
     try:
         status = os.stat(path)  # noqa: PTH116
     except OSError:

@@ -1,8 +1,8 @@
 """PKU VehicleID: photographs of 26,267 vehicles from road cameras.
 
-train_list.txt trains; the held-out lists are small, medium and large (800, 1600 and 2400 vehicles).
-As in the papers on metric learning, each image of a list searches among the others; the protocol
-of re-identification (one gallery image per vehicle, drawn at random) is another one.
+train_list.txt is for training; the held-out lists are small, medium and large (800, 1600 and 2400
+vehicles). As in papers on metric learning, each image of a list searches among the others. The
+protocol for re-identification is different: one random gallery image per vehicle.
 """
 
 from __future__ import annotations
@@ -72,13 +72,13 @@ class VehicleID(Benchmark):
     test_list_2400.txt"""
 
     def load(self, root: Path, split: str, size: str = "large", **options: Any) -> ImageSet:
-        """As `Benchmark.load`; `size` chooses the held-out list ("small", "medium", "large")."""
+        """`Benchmark.load`; `size` chooses the held-out list ("small", "medium", "large")."""
         if size not in _VEHICLES:
             raise InputError(f"vid has no test list {size!r}; choose one of {', '.join(_VEHICLES)}")
         return super().load(root, split, size=size, **options)
 
     def title(self, split: str, size: str = "large", **options: Any) -> str:
-        """The held-out lists are told apart by their size."""
+        """The split, with the size for held-out lists."""
         return split if split == "train" else f"{split} {size}"
 
     def variants(self) -> list[dict[str, Any]]:
@@ -86,7 +86,7 @@ class VehicleID(Benchmark):
         return [{"split": "train"}, *({"split": "eval", "size": size} for size in _VEHICLES)]
 
     def list_split(self, layout: Layout, folder: Path, split: str, **options: Any) -> Listing:
-        """The vehicles of one list."""
+        """The images of one list."""
         return layout.read(folder, split, options["size"])
 
 

@@ -1,10 +1,9 @@
 """Starts the processes that read images, and explains it when one of them dies.
 
-They read files and crop pixels, and touch neither the GPU nor torch's threads. So on Linux they are
-forked from this process, as all Pythons did by default before 3.14. A start method that the program
-has set is respected; macOS uses "spawn". A process that is not forked has to load torch again,
-which takes seconds, so workers live as long as the run, those of its evaluations too (see
-sources.py).
+They read files and crop pixels, and use neither the GPU nor torch's threads. So on Linux they are
+forked from this process, as was the default before Python 3.14. A start method set by the program
+is respected; macOS uses "spawn". A process that is not forked has to import torch again, which
+takes seconds, so workers live as long as the run, including those of evaluations (see sources.py).
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ import processes
 from terminal import leave_out_remarks
 from utils import InputError, MachineError
 
-SOCKET_NAME = 100  # bytes of an address that every system takes: Linux 107, macOS 103
+SOCKET_NAME = 100  # bytes of an address that all systems allow: Linux 107, macOS 103
 FOLDER, SOCKET = "/pymp-abcdefgh", "/listener-abcdefgh"  # what multiprocessing adds to TMPDIR
 SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 SHARED_MEMORY = Path("/dev/shm")
@@ -38,10 +37,11 @@ def item_loader(
 ) -> DataLoader:
     """A loader that yields `dataset[item]` for each item of the sampler, in order.
 
-    `count` processes make the items and stay for the next iteration; with 0, this process does.
+    `count` processes make the items and live on for the next iteration; with 0, this process makes
+    them.
 
     Raises:
-        InputError: there is no folder for the sockets by which the processes talk.
+        InputError: there is no folder for the sockets of the processes.
     """
     return DataLoader(
         dataset,
@@ -53,13 +53,13 @@ def item_loader(
         persistent_workers=count > 0,
         multiprocessing_context=start_context() if count else None,
         worker_init_fn=_begin,
-        # A generator of its own, so that reading data leaves torch's random state alone.
+        # Its own generator, so that reading data does not change torch's random state.
         generator=torch.Generator(),
     )
 
 
 def _begin(number: int) -> None:
-    """Runs first in each worker: one that was not forked has no filters for warnings yet."""
+    """Runs first in each worker; those that were not forked have no warning filters yet."""
     processes.ignore_requests(number)
     leave_out_remarks()
 
@@ -72,7 +72,7 @@ def _as_it_is(made: Any) -> Any:
 def worker_deaths_in_words(
     advice: str = "; use fewer --workers or a smaller --batch-size",
 ) -> Iterator[None]:
-    """Around waiting for workers: turns the death of one into a sentence that ends with `advice`.
+    """A context for waiting for workers, in which the death of one raises a sentence with `advice`.
 
     Raises:
         MachineError: a worker died, or found no shared memory.
@@ -89,7 +89,7 @@ def worker_deaths_in_words(
 
 
 def _shared_memory() -> str:
-    """How much shared memory there is, if so little that a process may have died for lack of it."""
+    """The amount of shared memory, if a process may have died because it is so small."""
     try:
         size = shutil.disk_usage(SHARED_MEMORY).total
     except OSError:
@@ -118,10 +118,10 @@ def start_context() -> multiprocessing.context.BaseContext:
 
 
 def _shorten_addresses() -> None:
-    """Puts multiprocessing's sockets where their names are short enough.
+    """Make multiprocessing put its sockets where their names are short enough.
 
-    It makes one folder for them, in TMPDIR, when it first needs one. With a longer name a worker
-    fails to send what it has made, says so to nobody, and is waited for without end.
+    It makes one folder for them, in TMPDIR, when it first needs one. If the name is too long, a
+    worker silently fails to send its results, and is waited for without end.
     """
     shared = multiprocessing.process.current_process()._config  # children are given a copy
     folder = shared.get("tempdir") or tempfile.gettempdir() + FOLDER

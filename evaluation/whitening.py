@@ -1,16 +1,9 @@
 """Whitened embeddings: a network with a whitening fitted to its embeddings of training images.
 
-<<<<<<< HEAD
-The whitening is stored beside the checkpoint, in whitening.npz, together with the fingerprint of
-what it belongs to. So it is still there when the training images are gone. Embeddings that are cut
-short have a file of their own, whitening_D.npz; for a network that flags have changed (--head,
---pooling, …), or show other pixels (--image-size, …), the whitening is fitted each time.
-=======
 The whitening is stored next to the checkpoint, in whitening.npz, with a fingerprint of what it
 belongs to, so that it can be used when the training images are gone. Embeddings that are cut short
-have their own file, whitening_D.npz. For a network that flags have changed (--head, --pooling, …)
-the whitening is fitted each time.
->>>>>>> daccdfa (evaluation/: comments, docstrings and messages in plain English, a second look)
+have their own file, whitening_D.npz. For a network that flags have changed (--head, --pooling, …),
+or show other pixels (--image-size, …), the whitening is fitted each time.
 """
 
 from __future__ import annotations

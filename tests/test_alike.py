@@ -121,7 +121,7 @@ def test_an_older_numpy_finds_the_same(photographs, monkeypatch) -> None:
 
 
 def test_of_too_many_candidates_the_most_alike_are_looked_at(photographs, monkeypatch) -> None:
-    monkeypatch.setattr(alike, "LOOKED_AT", 3)
+    monkeypatch.setattr(alike, "REGISTERED", 3)
     changed = [CHANGES["halved"](photographs[0]), *map(CHANGES["cropped"], photographs[1:4])]
     pairs = near_duplicates(thumbnails(changed), thumbnails(photographs))
     assert len(pairs) == 3 and pairs[0][:2] == (0, 0)
@@ -145,7 +145,7 @@ def test_check_notes_them_beside_exact_ones(photographs, tmp_path: Path, monkeyp
     for module in (facts, findings):
         monkeypatch.setattr(module, "MOST_COMPARED", 17)
     many = [finding.sentence() for finding in check(f"folder:{tmp_path}").findings]
-    assert "near duplicates are looked for among 17 images at most, and there are 18" in many
+    assert "near duplicates are searched among 17 images at most, and there are 18" in many
     examined = facts.examine_all({"train": dataset.load(f"folder:{tmp_path}")}, "")
     assert all(fact.thumbnail is not None for fact in examined.values())
     monkeypatch.setattr(facts, "MOST_COMPARED", 7)  # of so many they would fill the memory

@@ -114,7 +114,7 @@ def test_bad_images_are_replaced_up_to_the_allowed_share(
     with pytest.raises(InputError, match=r"1 of the 48 .* cannot be read.*2\.png"):
         tiny.run(images, tmp_path, "none", "--epochs 2 --max-bad-images 0")
     cut_short(images / "train" / "train1" / "2.png")
-    with pytest.raises(InputError, match=r"2 of the 48 .*--max-bad-images 0\.01 admits 1:"):
+    with pytest.raises(InputError, match=r"2 of the 48 .*--max-bad-images 0\.01 allows 1:"):
         tiny.run(images, tmp_path, "stopped", "--epochs 2")
 
 

@@ -346,7 +346,7 @@ def test_a_class_of_cars_that_is_no_number_is_named(number: object, tmp_path: Pa
     content = loadmat(path)
     content["annotations"][0, 3]["class"] = number
     savemat(path, {name: content[name] for name in ("annotations", "class_names")})
-    with pytest.raises(InputError, match="where the number of a class belongs") as sentence:
+    with pytest.raises(InputError, match="instead of the number of a class") as sentence:
         dataset.load("cars", tmp_path, "train")
     assert "holds '1'" not in str(sentence.value)
 

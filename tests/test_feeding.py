@@ -487,7 +487,7 @@ def test_samplers_say_what_does_not_fit():
         ShuffledSampler(10, 0)
     with pytest.raises(InputError, match="multiple, such as --batch-size 12"):
         BalancedSampler(LABELS, 14, 3)
-    with pytest.raises(InputError, match="20 classes where the data have 12"):
+    with pytest.raises(InputError, match="20 classes, and the data have 12"):
         BalancedSampler(LABELS, 40, 2)
 
 
@@ -1028,7 +1028,7 @@ def test_crops_from_the_cache_are_announced(photographs, tmp_path, caplog):
         loader_of(photographs, reading=cached(tmp_path, 61))
         evaluation_pixels(photographs, cached(tmp_path, 61))
     assert "training crops come from the cache's images" in caplog.text
-    assert "--cache-size 56 gives what --decode exact gives" in caplog.text
+    assert "--cache-size 56 gives the same as --decode exact" in caplog.text
 
 
 def test_an_announcement_that_is_kept_back_is_made_later(photographs, tmp_path, caplog):

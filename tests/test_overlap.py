@@ -94,7 +94,7 @@ def test_training_images_that_are_gone_are_not_unseen(photo, tmp_path):
             Shared(tuple("abcd"), 12, 539, 4409, True),
             "4 of the 539 evaluation classes have the name of a training class (a, b, c, …), and "
             "12 of the 4,409 evaluation images are training images: the numbers are not only about "
-            "what the network has never seen.",
+            "images that the network has never seen.",
         ),
         (
             Shared(("a",), 0, 9, 20, False),
@@ -104,7 +104,7 @@ def test_training_images_that_are_gone_are_not_unseen(photo, tmp_path):
         (
             Shared((), 1, 9, 20, True),
             "1 of the 20 evaluation images is a training image: the numbers are not only about "
-            "what the network has never seen.",
+            "images that the network has never seen.",
         ),
     ],
 )

@@ -793,7 +793,7 @@ def test_a_quotation_mark_that_is_not_closed_swallows_no_rows(
 def test_rows_with_more_fields_than_the_heading_are_refused(tmp_path: Path) -> None:
     photos(tmp_path, "abcd")
     given = table(tmp_path, "path,label", "a/0.jpg,a,,", "b/0.jpg,cup, large")
-    with pytest.raises(InputError, match="line 3: 3 fields where the heading has 2"):
+    with pytest.raises(InputError, match="line 3: 3 fields, and the heading has 2"):
         dataset.load(given)
     with pytest.raises(InputError, match="two columns label"):
         dataset.load(table(tmp_path, "path,label,label", "a/0.jpg,a,b"))

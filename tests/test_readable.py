@@ -261,7 +261,7 @@ def test_images_are_named_before_a_run_and_left_out_of_it(
     second = cut(sorted(images.glob(f"{side}/*/*.png"))[9])
     refused = run_cli("train.py", *flags, "--epochs", 1, cwd=tmp_path)
     assert refused.returncode == 2 and refused.stderr.count("error:") == 1, refused.stderr
-    for word in (bad, second, "--max-bad-images 0.01 admits 1", "check folder:"):
+    for word in (bad, second, "--max-bad-images 0.01 allows 1", "check folder:"):
         assert str(word) in refused.stderr
     assert not (tmp_path / "logs").exists() and "epoch" not in refused.stdout
     advised = refused.stderr.rpartition("--max-bad-images ")[2].strip(" )\n")
@@ -331,7 +331,7 @@ def test_check_says_what_becomes_of_each_split_and_its_command_works(tmp_path: P
     cut(images / "train" / "train2" / "1.png")
     told = check(f"folder:{images}")
     by_split = {row.split: row for row in told.splits}
-    assert "puts other images of their classes in their place" in by_split["train"].outcome
+    assert "replaces them by other images of their classes" in by_split["train"].outcome
     assert (by_split["eval"].unreadable, by_split["eval"].outcome) == (0, "")
     for number in range(3):
         cut(images / "eval" / "eval1" / f"{number}.png")
