@@ -314,7 +314,7 @@ def test_classes_must_be_numbers(name: str, tmp_path: Path) -> None:
     lines = path.read_text().splitlines()
     lines[-1] = lines[-1].replace(" 9", " nine").replace(" 3 ", " three ")
     path.write_text("\n".join(lines))
-    with pytest.raises(InputError, match=r"where numbers belong.*(nine|three)"):
+    with pytest.raises(InputError, match=r"in a column of numbers.*(nine|three)"):
         dataset.load(name, tmp_path, "train")
 
 
@@ -920,7 +920,7 @@ def test_check_compares_with_the_published_counts(
         "eval small",
     ]
     outcome = report["splits"][0].pop("outcome")
-    assert outcome.startswith("1 of the 15 images cannot be read: training puts other images")
+    assert outcome.startswith("1 of the 15 images cannot be read: training replaces them by other")
     assert report["splits"][0] == {
         "split": "train",
         "images": 15,
@@ -1012,7 +1012,7 @@ def test_check_finds_the_pictures_of_inshop_that_papers_do_not_use(
     said = " ".join(done.stdout.split())
     assert done.returncode == 1
     assert "FINDING 1 x other pictures than the published ones" in said
-    assert "img_highres" in said and "put img beside it" in said
+    assert "img_highres" in said and "put img next to it" in said
 
 
 def test_inshop_uses_img_where_both_are_there(tmp_path: Path) -> None:

@@ -472,7 +472,7 @@ def test_prompts_start_as_the_patch_embedding_would() -> None:
 
 def test_prompts_need_tokens_that_see_each_other() -> None:
     for family in ("swin", "convnext"):
-        with pytest.raises(InputError, match=r"--peft prompts: .* tokens .* plain ViT"):
+        with pytest.raises(InputError, match=r"--peft prompts .* tokens, .* plain ViT"):
             transformer(family, peft="prompts:2")
 
 

@@ -1225,7 +1225,7 @@ def test_a_library_loss_takes_copies_of_an_image(name):
 
 @pytest.mark.parametrize("labels", [[0, 1, 2, 3], [0, 0, 0, 0]])
 @pytest.mark.parametrize("name", ["TupletMarginLoss", "HistogramLoss", "NCALoss", "ProxyNCALoss"])
-def test_a_mended_library_loss_takes_a_batch_without_pairs_of_one_kind(name, labels):
+def test_a_patched_library_loss_takes_a_batch_without_pairs_of_one_kind(name, labels):
     embeddings = torch.randn(4, SIZE, requires_grad=True)
     loss = build(f"pml:{name}", CLASSES, SIZE)(embeddings, torch.tensor(labels))
     loss.backward()
