@@ -40,11 +40,11 @@ class PotentialFieldLoss(Criterion):
     class has M = ``proxies_per_class`` 15 proxies, which learn at ``proxy_lr_scale`` 100 × the
     network's rate. The constant -1/δ^α, which the paper leaves out, keeps the numbers small. r is
     computed as √(r² + (δ/100)²), so that equal points repel each other with a finite force. The
-    pairs within δ are looked for in strips of the table of all pairs. ``terms``: attraction and
+    table of all pairs is searched for those within δ strip by strip. ``terms``: attraction and
     repulsion, the two sums over B. Raises ValueError like ProxyAnchorLoss.
     """
 
-    no_memory = "it compares images with proxies, which stand for earlier images already"
+    no_memory = "it compares images with proxies, which already represent earlier images"
 
     def __init__(
         self,

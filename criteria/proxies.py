@@ -129,7 +129,7 @@ class ProxyLoss(Criterion):
     """
 
     per_class = 1
-    no_memory = "it compares images with proxies, which stand for earlier images already"
+    no_memory = "it compares images with proxies, which already represent earlier images"
 
     def __init__(
         self, num_classes: int, embedding_size: int, proxy_lr_scale: float = PROXY_LR_SCALE

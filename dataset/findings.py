@@ -149,7 +149,7 @@ def _shape_findings(parts: dict[str, ImageSet], facts: dict[str, FileFacts]) -> 
     for kind, meaning in (
         (OUTSIDE, "there is nothing to cut out; correct the list"),
         (_SMALL, "hardly anything is in it; of a box, are its numbers pixels?"),
-        (_EXTREME, "only the centre is looked at"),
+        (_EXTREME, "only the centre is used"),
         (_BEYOND, "it is cut at the edge"),
     ):
         yield from some(kind, list(found[kind]), meaning, note=kind == _BEYOND)

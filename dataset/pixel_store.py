@@ -120,7 +120,7 @@ def _resampled(down: torch.Tensor, window: torch.Tensor, across: torch.Tensor) -
     images, _, height, width = window.shape
     size = down.shape[1]
     rows = window.permute(0, 2, 3, 1).reshape(images, height, width * 3).half()
-    rows = (down @ rows).view(images, size, width, 3)  # channels last, as they lie
+    rows = (down @ rows).view(images, size, width, 3)  # channels last, as stored
     columns = rows.permute(0, 2, 1, 3).reshape(images, width, size * 3)
     result = (across @ columns).view(images, size, size, 3)  # a column of pixels each
     return result.permute(0, 3, 2, 1).to(torch.float32, memory_format=torch.channels_last)

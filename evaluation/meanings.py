@@ -24,7 +24,7 @@ def is_metric(column: str) -> bool:
 
 
 def without_counts(numbers: Mapping[str, float]) -> dict[str, float]:
-    """The metrics, without the counts beside them."""
+    """The metrics without the counts."""
     return {name: value for name, value in numbers.items() if not name.startswith(HIDDEN)}
 
 
@@ -135,7 +135,7 @@ def _family(name: str) -> str:
     return "R@K" if is_recall(name) else "TAR@F" if name.startswith("TAR@") else name
 
 
-# --- beside the numbers ---------------------------------------------------------------------------
+# --- sentences about the numbers ------------------------------------------------------------------
 
 
 def nothing_to_find(numbers: Mapping[str, float]) -> bool:

@@ -174,7 +174,7 @@ def _range(counts: Sequence[int]) -> str:
 def aligned(
     heads: Sequence[str], lines: Sequence[tuple[str, Sequence[str]]], room: int | None = None
 ) -> str:
-    """Lines of a title and cells under column heads; cells stand on the right.
+    """Lines of a title and cells under column heads; cells are aligned to the right.
 
     Args:
         room: the width of the terminal. Columns that do not fit follow below, with the same titles;

@@ -273,7 +273,7 @@ class _Counts:
         return values.masked_fill(~self.searchable[part], torch.inf).float()
 
     def add(self, block: _Block, part: slice, first: int, along: int) -> None:
-        """Count a block for the queries `part`, which lie along one of its sides.
+        """Count a block for the queries `part`, which are its rows or its columns.
 
         first: the number of the run's first query. along: 0 for the rows, 1 for the columns.
         """

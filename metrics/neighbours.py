@@ -51,8 +51,7 @@ def check_count(k: int, there: int) -> None:
     """Raise ValueError unless there are enough images for k neighbours."""
     if not 1 <= k <= there:
         raise ValueError(
-            f"{k} nearest images were asked for, and an image can find {there}; choose a number "
-            f"from 1 to {there}."
+            f"k = {k} nearest images: an image can find {there}; choose a number from 1 to {there}."
         )
 
 

@@ -1,23 +1,24 @@
-"""Verification: do two images show one class? All pairs of images, counted by their cosines.
+"""Verification: are two images of the same class? All pairs of images, counted by their cosines.
 
 A pair is accepted at the threshold t if its cosine is at least t. Of the P same pairs (two images
 of one class) and the N different pairs
 
     TAR(t) = accepted same pairs / P            FAR(t) = accepted different pairs / N
-    TAR@f  the largest TAR(t) with FAR(t) <= f                                   (f = 1e-3, say)
-    EER    where FAR(t) = 1 - TAR(t), on the line between the two thresholds around it
+    TAR@f  the largest TAR(t) with FAR(t) <= f                                   (e.g. f = 1e-3)
+    EER    where FAR(t) = 1 - TAR(t), interpolated linearly between the two thresholds around it
     AUC    the probability that a same pair is nearer than a different one, a tie counting half
 
-Cosines are taken in float64 and counted on a grid of 2^-20, about one in a million: those that
-fall together there are tied, and ties are accepted together. So equal cosines stay equal whatever
-rounding does to them, and the counts depend neither on the block size nor on the order of the
-images. On scores that are on the grid all of this is what sklearn's roc_curve gives.
+Cosines are computed in float64 and rounded to a grid of step 2^-20, about one in a million: those
+that round to the same place are tied, and ties are accepted together. So equal cosines stay equal
+despite rounding errors, and the counts depend neither on the block size nor on the order of the
+images. For scores on the grid the results equal those of sklearn's roc_curve.
 
-An image set is paired with itself, each pair once and none with itself; queries and a gallery are
-paired across. Memory: blocks of cosines, 2^21 counters, a few numbers per image, and up to
-MOST_LISTED of the nearest different pairs one by one, for the bootstrap of their error.
+In a single image set every pair of two different images counts once; with queries and a gallery,
+every query is paired with every gallery image. Memory: blocks of cosines, 2^21 counters, a few
+numbers per image, and a list of up to MOST_LISTED of the nearest different pairs, for the
+bootstrap of their error.
 
-A rate counts as carried by some pairs if CARRIED of them make it up: 1e-4 needs 100,000 pairs.
+A rate can be measured if at least CARRIED pairs make it up: 1e-4 needs 100,000 pairs.
 """
 
 from __future__ import annotations
@@ -39,12 +40,12 @@ from metrics.sharing import ALONE, Progress, Share, in_threads
 
 GRID = 2**20  # steps of the grid for a cosine of 1
 BINS = 2 * GRID + 1
-RATES = (1e-2, 1e-3, 1e-4)  # false accept rates that TAR is reported at
-NAMES = ("TAR@1e-2", "TAR@1e-3", "TAR@1e-4", "EER", "AUC")  # what is reported
-CARRIED = 10  # pairs (or queries) that a rate has to be made up of
+RATES = (1e-2, 1e-3, 1e-4)  # false accept rates at which TAR is reported
+NAMES = ("TAR@1e-2", "TAR@1e-3", "TAR@1e-4", "EER", "AUC")  # the reported metrics
+CARRIED = 10  # the fewest accepted pairs (or queries) from which a rate is measured
 BLOCK_SIZE = {"cpu": 2048, "cuda": 8192}  # gallery images in a block, which has 1/4 as many queries
 LISTED_AT_ONCE = 2**20  # different pairs that are kept before the farther ones are dropped
-MOST_LISTED = 2**22  # of them (300 MB at the peak); of more, as of 92,000 images, a random part
+MOST_LISTED = 2**22  # listed pairs (300 MB at the peak); from 92,000 images on, a random sample
 TOGETHER = 64  # images of small classes that are compared at once, to count their same pairs
 
 
@@ -54,32 +55,32 @@ def bin_of(cosine: float) -> int:
 
 
 def edge(number: int) -> float:
-    """The least cosine of a place on the grid: a threshold that accepts it and what is above."""
+    """The least cosine at a place on the grid: the threshold that accepts this place and above."""
     return (number - GRID - 0.5) / GRID
 
 
 class Listed(NamedTuple):
-    """Different pairs that are near, class by class: (L,) each, int64."""
+    """The nearest different pairs and their classes: (L,) each, int64."""
 
-    bin: Tensor
-    a: Tensor  # the class of the query, by its place in `PairCounts.classes`
-    b: Tensor  # that of the gallery image
+    bin: Tensor  # the place of the cosine on the grid
+    a: Tensor  # the class of the query, as an index into `PairCounts.classes`
+    b: Tensor  # the class of the gallery image
 
 
 @dataclass(frozen=True)
 class PairCounts:
-    """All pairs by their cosines; what `count_pairs` returns. CPU tensors but for the images.
+    """The result of `count_pairs`: all pairs by their cosines. CPU tensors, except the images.
 
     Attributes:
-        same, different: (BINS,) int64, how many pairs lie at each place of the grid.
-        nearest_same, nearest_different: (Q,) int32 in the order of the embeddings, the place of
-            each query's nearest image of its class and of another; -1 where there is none.
-        listed: the nearest different pairs; at least all that are accepted at `listed_from`, or of
-            more than `MOST_LISTED` a random part of them.
+        same, different: (BINS,) int64, the number of pairs at each place on the grid.
+        nearest_same, nearest_different: (Q,) int32 in the order of the embeddings, the place on
+            the grid of each query's nearest image of its class, and of another; -1 for none.
+        listed: all different pairs from `listed_from` on; a random sample of them if they are more
+            than `MOST_LISTED`.
         listed_from: a place on the grid.
-        classes: (C,) the labels that there are.
-        query_class: (Q,) the class of each query, by its place there.
-        sizes: (2, C) images of each class: queries, and gallery images.
+        classes: (C,) the labels, sorted.
+        query_class: (Q,) the class of each query, as an index into `classes`.
+        sizes: (2, C) the number of queries, and of gallery images, of each class.
         symmetric: whether a set was paired with itself.
     """
 
@@ -113,7 +114,7 @@ class PairCounts:
     def same_by_class(self, *thresholds: int) -> Tensor:
         """Same pairs of each class at or above places on the grid, (len(thresholds), C) float64.
 
-        They are compared once more, class by class, which costs what their number costs.
+        All same pairs are compared again, class by class.
         """
         found = torch.zeros(len(thresholds), len(self.classes), dtype=torch.float64)
         with full_float32(self.queries.embeddings.device):
@@ -123,8 +124,8 @@ class PairCounts:
         return found
 
     def _same(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Blocks of all same pairs: the places of their queries' classes (n,), and places on the
-        grid (n, m), which are -1 for what is no same pair, or is counted elsewhere."""
+        """Blocks with all same pairs: their queries' classes (n,), as indices into `classes`, and
+        their places on the grid (n, m), or -1 for a different pair or one counted elsewhere."""
         labels = self.query_class.sort().values
         for rows, columns in self._runs():
             for y_part in parts(columns, BLOCK_SIZE["cpu"]):
@@ -137,9 +138,9 @@ class PairCounts:
                     yield labels[x_part], bins.where(same, -1)
 
     def _runs(self) -> Iterator[tuple[slice, slice]]:
-        """Queries and gallery images of classes that follow each other, cut between classes.
+        """The queries and gallery images of consecutive classes; no class is divided.
 
-        Small classes come together: one by one, 100,000 of them would take half a minute to say.
+        Small classes are grouped: yielding 100,000 of them singly would take half a minute.
         """
         ends = self.sizes.cumsum(1)
         begins = ends - self.sizes
@@ -160,8 +161,8 @@ class Curve:
     """A ROC curve, from the threshold that accepts nothing to the one that accepts all.
 
     Attributes:
-        taken: (T,) places on the grid where there are pairs, falling: the thresholds.
-        same, different: (T + 1,) accepted pairs; 0 before the first threshold.
+        taken: (T,) the places on the grid that have pairs, descending: the thresholds.
+        same, different: (T + 1,) the number of accepted pairs; 0 before the first threshold.
     """
 
     taken: Tensor
@@ -170,7 +171,7 @@ class Curve:
 
     @property
     def pairs(self) -> tuple[int, int]:
-        """P and N."""
+        """The numbers of same and different pairs, P and N."""
         return int(self.same[-1]), int(self.different[-1])
 
     @property
@@ -185,7 +186,7 @@ class Curve:
         return self.same / self.same[-1].double(), self.different / self.different[-1].double()
 
     def tar_at(self, rate: float) -> float:
-        """TAR@rate; NaN where the different pairs do not carry the rate, or no pair is the same."""
+        """TAR@rate; NaN with too few different pairs for the rate, or without same pairs."""
         same, different = self.pairs
         if not same or not carries(different, rate):
             return math.nan
@@ -211,7 +212,7 @@ class Curve:
         return float((far.diff() * (tar[1:] + tar[:-1]) / 2).sum())
 
     def numbers(self) -> dict[str, float]:
-        """The metrics of the curve, by their `NAMES`."""
+        """The metrics in `NAMES`."""
         values = [*map(self.tar_at, RATES), self.eer(), self.auc()]
         return dict(zip(NAMES, values, strict=True))
 
@@ -234,13 +235,13 @@ def lowest_rate(count: int, wanted: float, most: float) -> float | None:
 
 
 def least_accepting(counts: Tensor, most: int) -> int:
-    """The lowest place on the grid from which on at most so many of the counts (BINS,) lie."""
+    """The lowest place on the grid from which on the counts (BINS,) sum to at most `most`."""
     above = counts.flip(0).cumsum(0)
     return BINS - int((above <= most).sum())
 
 
 def greatest_missing(counts: Tensor, most: int) -> int:
-    """The highest place on the grid below which at most so many of the counts (BINS,) lie."""
+    """The highest place on the grid below which the counts (BINS,) sum to at most `most`."""
     return min(BINS - 1, int((counts.cumsum(0) <= most).sum()))
 
 
@@ -263,7 +264,7 @@ def count_pairs(
     """Counts all pairs; the arguments are those of `retrieval_per_query`.
 
     Args:
-        listed_rate: the share of the different pairs, the nearest, that is listed class by class.
+        listed_rate: the share of the different pairs, from the nearest on, listed with classes.
 
     Raises:
         ValueError: as `retrieval_per_query`.
@@ -288,13 +289,13 @@ def count_pairs(
 
 
 def _bins(queries: Images, rows: slice, unit: Tensor) -> Tensor:
-    """The places on the grid of the pairs of some queries and gallery images, int32."""
-    middle = unit.new_tensor(GRID + 0.5)  # rounding down then rounds to the nearest
+    """The places on the grid of all pairs of some queries and gallery images, int32."""
+    middle = unit.new_tensor(GRID + 0.5)  # with the 0.5, truncating rounds to the nearest
     return torch.addmm(middle, queries.exact_unit(rows), unit.T, alpha=GRID).to(torch.int32)
 
 
 def _upper(rows: slice, columns: slice, like: Tensor) -> Tensor:
-    """Whether an entry of a block lies above the diagonal of the whole matrix."""
+    """Which entries of a block are above the diagonal of the whole matrix."""
     row = torch.arange(rows.start, rows.stop, device=like.device)
     return row[:, None] < torch.arange(columns.start, columns.stop, device=like.device)
 
@@ -306,10 +307,10 @@ def _same_pairs(sizes: Tensor, symmetric: bool) -> Tensor:
 
 
 class _Counting:
-    """Counts blocks, several at once.
+    """Counts blocks, several at once in threads.
 
-    The nearest different pairs are listed as they come. Those that cannot be among the `most`
-    nearest of all any more are dropped whenever the list has become long.
+    Near different pairs are listed as they are found. Whenever the list has grown long, those that
+    can no longer be among the `most` nearest of all are dropped.
     """
 
     def __init__(self, queries: Images, gallery: Images, symmetric: bool, rate: float) -> None:
@@ -327,7 +328,7 @@ class _Counting:
         )
         different = self.pairs[1]
         self.most = max(CARRIED, allowed(different, rate))
-        self.every = max(1, -(-self.most // MOST_LISTED))  # of them, one in so many is listed
+        self.every = max(1, -(-self.most // MOST_LISTED))  # one in `every` of them is listed
         self.same = torch.zeros(BINS, dtype=torch.int64, device=device)
         self.different = torch.zeros_like(self.same)
         self.nearest = torch.full((2, len(queries)), -1, dtype=torch.int32, device=device)
@@ -361,7 +362,7 @@ class _Counting:
         return bins.numel() if counted is None else int(counted.sum())
 
     def _same(self, block: Sides) -> Tensor | None:
-        """Which pairs of a block are of one class; None where none can be."""
+        """Which pairs of a block are same pairs; None if there can be none."""
         rows, columns = block.rows, block.columns
         if not share_labels(self.queries, rows, self.gallery, columns):
             return None
@@ -370,7 +371,7 @@ class _Counting:
     def _count(
         self, block: Sides, counts: Tensor, which: int, bins: Tensor, chosen: Tensor
     ) -> None:
-        """Adds one kind of pairs: `chosen` (n,) are those of `bins` that are not -1."""
+        """Adds pairs of one kind: `chosen` (n,) are the entries of `bins` that are not -1."""
         if not len(chosen):
             return
         found = chosen.bincount(minlength=BINS)
@@ -399,13 +400,13 @@ class _Counting:
         return torch.stack([near, a.int(), b.int()])
 
     def _drop(self, different: Tensor) -> None:
-        """Keeps what can still be among the nearest; more pairs never bring others among them."""
+        """Keeps the pairs that can still be among the nearest; later counts only raise `floor`."""
         self.floor = max(self.floor, least_accepting(different, self.most))
         every = torch.cat([*self.listed, torch.empty(3, 0, dtype=torch.int32)], dim=1)
         self.listed = [every[:, every[0] >= self.floor]]
 
     def result(self, share: Share) -> PairCounts:
-        """What all processes have counted."""
+        """The counts of all processes together."""
         same, different = share.total(self.same), share.total(self.different)
         self._drop(different)
         listed = _gathered(self.listed[0].long().to(same.device), share).cpu()
@@ -426,16 +427,16 @@ class _Counting:
         )
 
     def _nearest(self, share: Share) -> Tensor:
-        """(2, Q) the nearest that any process has seen; each has its own row of a sum."""
+        """(2, Q) the nearest that any process has found; each process sends a row of its own."""
         every = self.nearest.new_zeros(share.count, *self.nearest.shape)
         every[share.number] = self.nearest
         return share.total(every).amax(dim=0)
 
 
 def _mixed(a: Tensor, b: Tensor) -> Tensor:
-    """Whole numbers (n,) from 0 that look random, and are a function of pairs of places alone.
+    """Pseudorandom integers (n,) from 0 that depend only on the two positions of each pair.
 
-    So the pairs that are drawn by them are the same in blocks of any size and in any process.
+    So the same pairs are sampled whatever the block size and the process.
     """
     found = a * 0x9E3779B1 + b
     for _ in range(2):  # the steps of the generator SplitMix64, with a constant that int64 can hold
@@ -444,7 +445,7 @@ def _mixed(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _gathered(own: Tensor, share: Share) -> Tensor:
-    """(3, L) of all processes, one after the other."""
+    """The lists of all processes joined: (3, L)."""
     sizes = torch.zeros(share.count, dtype=torch.int64, device=own.device)
     sizes[share.number] = own.shape[1]
     ends = share.total(sizes).cumsum(0).tolist()

@@ -20,7 +20,7 @@ Block = tuple[str, ...]
 
 
 def belongs(name: str, block: Block) -> bool:
-    """Whether a parameter or module of this name lies in a block."""
+    """Whether a parameter or module of this name is part of a block."""
     return any(name == part or name.startswith(f"{part}.") for part in block)
 
 

@@ -110,8 +110,8 @@ def head_sizes(heads: tuple[str, ...], embedding_size: int) -> dict[str, int]:
     """
     if not set(heads) <= HEADS.keys() or "embedding" not in heads or len(set(heads)) < len(heads):
         raise InputError(
-            f"heads {', '.join(heads) or '(none)'}: there must be embedding, and beside it at most "
-            "uncertainty and specific, each once"
+            f"heads {', '.join(heads) or '(none)'}: name embedding and, if wanted, uncertainty and "
+            "specific, each once"
         )
     doubled = {"embedding", "specific"} if "specific" in heads else set()
     return {head: embedding_size * (2 if head in doubled else 1) for head in heads}

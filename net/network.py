@@ -168,7 +168,7 @@ class EmbeddingNet(nn.Module):
                 needs memory for only one piece: see pieces.py.
         """
         features = self.features(images, pieces)
-        # Heads cost nothing beside the backbone; in bfloat16 they would round the embeddings.
+        # Heads cost little compared with the backbone; bfloat16 would round the embeddings.
         with torch.autocast(features.device.type, enabled=False):
             outputs = self._head_outputs(features)
             if self.masks is not None:
