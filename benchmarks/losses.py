@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import importlib.util
 import math
 import statistics
 import sys
@@ -41,6 +42,7 @@ from benchmarks.measuring import Memory, heads, line, timed
 # --- the rows -------------------------------------------------------------------------------------
 
 Step = Callable[[], Tensor]
+HAS_LIBRARY = importlib.util.find_spec("pytorch_metric_learning") is not None
 
 
 class Case(NamedTuple):
@@ -146,7 +148,7 @@ def variants(
     if alone:
         return steps
     steps["plain"] = lambda: case.plain(batch)
-    if case.library:
+    if case.library and HAS_LIBRARY:
         library = losses.build(case.library, len(batch.proxies), size).to(device)
         share_parameters(library, batch)
         steps["library"] = lambda: library(batch.embeddings, batch.labels)
@@ -280,7 +282,8 @@ def main() -> None:
     where = torch.cuda.get_device_name() if args.device.startswith("cuda") else "CPU"
     print(
         f"torch {torch.__version__}, {where}, {args.threads} threads, float32, B = {args.batch}, "
-        f"d = {args.dim}, median (fastest) of {args.repeats}\n\n{heads(HEADER)}"
+        f"d = {args.dim}, median (fastest) of {args.repeats}"
+        f"{'' if HAS_LIBRARY else '; no pytorch-metric-learning'}\n\n{heads(HEADER)}"
     )
     for case in CASES:
         if args.only and case.name not in args.only:

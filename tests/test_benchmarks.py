@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import tiny
 import torch
-from conftest import run_python
+from conftest import ROOT, run_python
 
 from benchmarks import card, gpu_check, precision, profiling
 from benchmarks.loops import OurWay, run
@@ -165,3 +169,55 @@ def test_all_parts_of_the_check_fit_its_time():
     for quick, limit in ((False, gpu_check.LIMIT), (True, gpu_check.QUICK_LIMIT)):
         parts = gpu_check.chosen_parts(list(gpu_check.PARTS), quick).values()
         assert sum(seconds for _, seconds in parts) <= limit - gpu_check.LAST_WORDS
+
+
+WITHOUT = """
+import importlib.machinery
+
+finder = importlib.machinery.PathFinder
+find = finder.find_spec
+missing = {missing}
+finder.find_spec = classmethod(
+    lambda cls, name, *where: None if name.partition(".")[0] in missing else find(name, *where)
+)
+"""
+
+
+def run_without(packages: set[str], folder: Path, *arguments: str) -> str:
+    """Runs Python as on a machine that lacks some packages; anew, so that it looks for them."""
+    (folder / "sitecustomize.py").write_text(WITHOUT.format(missing=packages))
+    where = {"cwd": ROOT, "env": {**os.environ, "PYTHONPATH": str(folder)}}
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, **where, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+OF_OTHERS = {"faiss", "pytorch_metric_learning", "sklearn", "timm", "wandb"}
+
+
+def test_the_check_finds_its_tests_without_other_packages(tmp_path):
+    """pytest runs none at all where a file that it looks at cannot be loaded."""
+    asked = shlex.split(gpu_check.TESTS.replace(gpu_check.AT_ONCE, ""))
+    said = run_without(
+        OF_OTHERS, tmp_path, *asked, "--collect-only", "-q", "-p", "no:cacheprovider"
+    )
+    assert "test_a_run_from_training_to_a_search" in said
+
+
+def test_all_tests_of_a_gpu_are_where_the_check_looks():
+    marked = [
+        path.name for path in (ROOT / "tests").glob("*.py") if f"mark.{'gpu'}" in path.read_text()
+    ]
+    assert marked == ["test_gpu.py"]
+
+
+def test_losses_are_timed_without_the_library(tmp_path):
+    sizes = ["--repeats", "1", "--batch", "12", "--dim", "8", "--classes", "5"]
+    timed = ["benchmarks/losses.py", *sizes, "--only", "triplet", "NormSoftmax"]
+    said = run_without(OF_OTHERS, tmp_path, *timed)
+    assert "no pytorch-metric-learning" in said
+    assert [line.split("|")[1].strip() for line in said.splitlines()[-2:]] == [
+        "triplet",
+        "NormSoftmax",
+    ]

@@ -169,6 +169,23 @@ def test_every_query_finds_the_same(classes, grouped):
         torch.testing.assert_close(gpu[name], values, rtol=1e-12, atol=1e-12, msg=name)
 
 
+@pytest.mark.parametrize("setting", ["highest", "high"])
+def test_products_of_the_metrics_are_whole_float32(setting):
+    embeddings, labels = batch(9000, 64, 900)
+    embeddings = 1.5 * embeddings + torch.randn(900, 64)[labels]
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(setting)
+    try:
+        gpu = metrics.retrieval_per_query(embeddings, labels, device=DEVICE)
+        first, again = (metrics.kmeans(embeddings.to(DEVICE), 300) for _ in range(2))
+    finally:
+        torch.set_float32_matmul_precision(before)
+    for name, values in metrics.retrieval_per_query(embeddings, labels).items():
+        assert torch.equal(values, gpu[name]), name
+    assert torch.equal(first.labels, again.labels)
+    assert first.inertia == pytest.approx(metrics.kmeans(embeddings, 300).inertia, rel=0.01)
+
+
 def test_clustering_metrics_are_close():
     embeddings, labels = batch(3000, 64, 60)
     embeddings = embeddings + 4 * torch.nn.functional.one_hot(labels, 64)

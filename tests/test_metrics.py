@@ -1245,21 +1245,3 @@ def test_memory_is_bounded(images, classes):
     command = [sys.executable, "-c", MEMORY, images, classes]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert float(result.stdout) < 512
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-@pytest.mark.parametrize("setting", ["highest", "high"])
-def test_the_gpu_gives_the_same_numbers(setting):
-    x, labels = clusters_of(900, 64, 9000, 1.5, seed=14)
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(setting)
-    try:
-        on_gpu = retrieval_per_query(x, labels, device="cuda")
-        first, again = (kmeans(torch.from_numpy(x).cuda(), 300) for _ in range(2))
-    finally:
-        torch.set_float32_matmul_precision(before)
-    for name, values in retrieval_per_query(x, labels).items():
-        assert torch.equal(values, on_gpu[name]), name
-    assert torch.equal(first.labels, again.labels)
-    assert first.inertia == pytest.approx(kmeans(x, 300).inertia, rel=0.01)
