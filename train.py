@@ -180,8 +180,7 @@ def advance(training: Training, signals: Signals | None = None) -> bool:
                 lap.add(values)
             now = time.perf_counter()
             took = now - started
-            lap.seconds += took
-            clock.seconds += took
+            training.took(took)
             lap.images += len(batch.labels)
             started = now
             show(bar, training, batch, values)
@@ -191,6 +190,7 @@ def advance(training: Training, signals: Signals | None = None) -> bool:
                 break
     lap.waited = waited + loader.wait_seconds()
     training.watch.check()
+    training.took(time.perf_counter() - started)  # until a GPU had done what it was given
     if stop and training.epoch_ended:
         clock.epoch, clock.step_in_epoch, clock.begun = clock.epoch + 1, 0, False
         training.batches = None

@@ -95,6 +95,11 @@ class Training:
         at_an_end = self.epoch_ended or self.finished or self.length.evaluates_at(self.clock)
         return bool(self.lap.images) and at_an_end
 
+    def took(self, seconds: float) -> None:
+        """Adds to the seconds of training: of the run, and since the last row of metrics.csv."""
+        self.clock.seconds += seconds
+        self.lap.seconds += seconds
+
     # -- a training step
 
     def outputs(self, images: torch.Tensor, batch: Batch) -> losses.Embeddings:
