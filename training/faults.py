@@ -44,7 +44,7 @@ class Step(NamedTuple):
 
     Attributes:
         index: (B,) the images. terms: the loss and its terms, 0-d on the device.
-        rates: learning rates by group. finite: 0-d bool on the device.
+        rates: learning rates by group. finite: 0-d bool, what `Optimisers.step` has returned.
     """
 
     epoch: int

@@ -188,8 +188,9 @@ class Optimisers:
                 the program wait for the device.
 
         Returns:
-            0-d bool on the device: whether loss and gradients were finite. With a scaler, which
-            deals with gradients that overflow, only the loss counts.
+            0-d bool on the device, or where `careful` in the host's memory: whether loss and
+            gradients were finite. With a scaler, which deals with gradients that overflow, only the
+            loss counts.
         """
         self.set_learning_rates(epoch, step)
         self.forget_gradients()
@@ -204,9 +205,11 @@ class Optimisers:
         if norm is not None and not scaled:
             finite = finite & norm.isfinite()
         finite = processes.in_all(finite)
-        if careful and not finite:
-            self.scaler.update()  # otherwise the next step's gradients could not be unscaled
-            return finite
+        if careful:
+            finite = finite.cpu()  # who asks for it again does not wait for the update too
+            if not finite:
+                self.scaler.update()  # otherwise the next step's gradients could not be unscaled
+                return finite
         if limit and norm is not None:
             # The scaler deals with gradients that overflow; they must not spoil the others.
             norm = torch.where(norm.isfinite(), norm, torch.zeros_like(norm))
