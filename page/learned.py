@@ -20,6 +20,7 @@ from utils import InputError
 
 DRAWN_IMAGES, IMAGES_PER_CLASS = 1500, 12
 STRIP = 2**24  # cosines of proxies that are in memory at once: 64 MiB
+COMPARED = 50_000  # proxies that are compared with each other; the time grows with their square
 Section = dict[str, Any]
 
 
@@ -69,8 +70,13 @@ class Learned:
 
     @cached_property
     def crowding(self) -> torch.Tensor | None:
-        """(C,) the cosine of each class's proxy to the nearest other one; None without proxies."""
-        return None if self.proxies is None else nearest_proxy(self.proxies)
+        """(C,) the cosine of each class's proxy to the nearest other one.
+
+        None without proxies, and with more than `COMPARED`.
+        """
+        if self.proxies is None or len(self.proxies) > COMPARED:
+            return None
+        return nearest_proxy(self.proxies)
 
     @cached_property
     def drawn(self) -> dict[int, torch.Tensor]:

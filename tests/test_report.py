@@ -786,6 +786,15 @@ def test_closest_pairs_are_those_of_all_pairs(count, strip, monkeypatch):
     assert all(cosines[a, b] == pytest.approx(value, abs=1e-6) for a, b, value in pairs)
 
 
+def test_of_more_proxies_than_can_all_be_compared_no_nearest_are_shown():
+    count = learned_module.COMPARED + 1
+    margins = np.full((2, count), 0.5)
+    learned = learned_by_classes(margins, SPREADS, torch.randn(count, 2))
+    assert learned.crowding is None and not list(sections.proxies(learned))
+    few = learned_by_classes(margins[:, :60], SPREADS, torch.randn(60, 16))
+    assert list(sections.proxies(few))
+
+
 def test_thumbnails_keep_to_their_budget():
     images = made_up(count=300).images
     thumbs = Thumbnails(3000)
