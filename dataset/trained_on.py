@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from dataset.base import ImageSet
@@ -33,7 +33,7 @@ class TrainedOn:
 
     def as_entry(self) -> dict[str, Any]:
         """The entry of a checkpoint, in plain values."""
-        return {**asdict(self), "class_names": list(self.class_names)}
+        return {**vars(self), "class_names": list(self.class_names)}
 
     @classmethod
     def of_entry(cls, entry: Mapping[str, Any]) -> TrainedOn:
