@@ -36,9 +36,8 @@ NETWORK: dict[str, tuple[type, ...]] = {
 GRAPH: dict[str, tuple[type, ...]] = {"made": (str,), "size": (int,), "covers": (int,)}
 """The values of a graph's record."""
 
-Form = tuple[
-    str, tuple[int | None, ...]
-]  # a type of numpy's, and a length for each axis; None: any
+Form = tuple[str, tuple[int | None, ...]]
+"""A type of numpy's, and a length for each axis; None: any length."""
 
 
 def check_values(values: Mapping[str, Any], types: Mapping[str, tuple[type, ...]]) -> None:
@@ -47,7 +46,12 @@ def check_values(values: Mapping[str, Any], types: Mapping[str, tuple[type, ...]
         value = values.get(name)
         if not isinstance(value, known) or isinstance(value, bool):
             raise ValueError(f"its {name} is {value!r:.80}")
-    if types is NETWORK and values["codes"] not in ("none", *CODINGS):
+
+
+def check_network(values: Mapping[str, Any]) -> None:
+    """Raises ValueError where plain values do not describe the network of an index."""
+    check_values(values, NETWORK)
+    if values["codes"] not in ("none", *CODINGS):
         raise ValueError(f"its codes are {values['codes']!r:.80}")
 
 

@@ -88,7 +88,7 @@ class Index:
             )
         if first.get("kind") != "network":
             raise DamagedError(f"index {self.path} does not name its network; {journal.ADVICE}")
-        form.check_values(first, form.NETWORK)
+        form.check_network(first)
         self.about: dict[str, Any] = dict(first)
         self.segments: list[Segment] = []
         self.added = 0  # number of images ever added, with the removed ones
@@ -99,7 +99,7 @@ class Index:
     def _take(self, record: Record) -> None:
         self.about |= {k: v for k, v in record.content.items() if k == "thresholds"}
         self.about |= record.content.get("place", {})  # the run's, see `network.place_of`
-        form.check_values(self.about, form.NETWORK)
+        form.check_network(self.about)
         record.check(*(name for name in record.arrays if name not in form.SEARCHED))
         form.check_arrays(record, self.about, self.added)
         if "centre" in record.arrays:
