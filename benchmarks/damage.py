@@ -252,8 +252,8 @@ def whole_run(folder: Path) -> Path:
     words = ["--dataset", f"folder:{images}", *SMALL, "--LOG_DIR", str(folder), "--name", "run"]
     train.main(options.parse_train(words))
     run = folder / "run"
-    kept = ["--export", str(run / "embeddings.npz"), *_cached(run)]
-    evaluate.run(options.parse_evaluate(["--resume", str(run), *kept]))
+    for more in (["--export", str(run / "embeddings.npz")], _cached(run)):
+        evaluate.run(options.parse_evaluate(["--resume", str(run), *more]))
     return run
 
 

@@ -20,6 +20,12 @@ def refuses(options: Options) -> str:
             "--matryoshka cannot go with --head training: evaluation compares the pooled features "
             "there, whose entries no loss puts in order; leave one of them out"
         )
+    last, size = options.matryoshka[-1], options.embedding_size
+    if last != size:
+        return (
+            f"the last size of --matryoshka is {last} and must be the whole embedding's, {size}; "
+            f"end with {size}, or give --embedding-size {last}"
+        )
     return ""
 
 

@@ -256,7 +256,7 @@ def test_it_trains_from_an_empty_folder(site, tmp_path):
     where = tmp_path / "empty"
     done = installed(site, where, "-m", "anchorage", "train", *flags, "--workers", "1")
     assert done.returncode == 0, done.stderr
-    assert "anchorage evaluate --resume logs/one/" in done.stdout
+    assert "anchorage evaluate --resume logs/one\n" in done.stdout
     assert [path.name for path in where.iterdir()] == ["logs"]
     known = (where / "logs/one/environment.json").read_text()
     assert '"git_commit": null' in known and "anchorage train --dataset" in known
