@@ -64,7 +64,7 @@ def describe(plan: Plan, where: Sequence[Place]) -> str:
         head = "searched    " if number == 0 else " " * 12
         lines.append(paragraph(f"{one.name}: {space}", head, " " * 14))
     lines.append(f"at once     {len(where)}, {counted(where[0].threads, 'thread')} each")
-    lines.append(f"printed     what a training says: {plan.folder}/METHOD/*.log")
+    lines.append(f"logs        {plan.folder}/METHOD/*.log")
     return "\n".join(lines)
 
 

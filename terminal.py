@@ -306,12 +306,11 @@ def as_shell(*words: object) -> str:
 
     A path that begins with "-" gets "./" in front, so that it is not taken for a flag.
     """
-    paths = (f"./{word}" if _looks_like_flag(word) else str(word) for word in words)
-    return " ".join(map(_shell_word, paths))
-
-
-def _looks_like_flag(word: object) -> bool:
-    return isinstance(word, PurePath) and str(word).startswith("-")
+    texts = (
+        f"./{word}" if isinstance(word, PurePath) and str(word).startswith("-") else str(word)
+        for word in words
+    )
+    return " ".join(map(_shell_word, texts))
 
 
 def _shell_word(word: str) -> str:

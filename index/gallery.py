@@ -83,8 +83,8 @@ class Index:
         first = records[0].content if records else {}
         if first.get("kind") == "graph":
             raise InputError(
-                f"{self.path} is the graph of an index, not an index; give the index itself, which "
-                "lies beside it and is called the same but for .graph"
+                f"{self.path} is the graph of an index, not an index; give the index itself, the "
+                "file beside it with this name without .graph"
             )
         if first.get("kind") != "network":
             raise DamagedError(f"index {self.path} does not name its network; {journal.ADVICE}")

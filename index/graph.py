@@ -76,7 +76,9 @@ class Graph:
             else:
                 found.view(memoryview(record.arrays["graph"]))
         except RuntimeError as error:
-            raise InputError(f"{path} cannot be read by this usearch ({error}); {anew}") from error
+            raise InputError(
+                f"{path} cannot be read by this version of usearch ({error}); {anew}"
+            ) from error
         return cls(found, record.content["covers"], record)
 
     @classmethod

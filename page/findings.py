@@ -114,7 +114,7 @@ def galleries(search: Search, chosen: Sequence[str], thumbs: Thumbnails, seed: i
     words = f"The queries with the highest MAP@R, one per class.{part}"
     groups.append(("Best", words, best))
     words = (
-        "The queries whose nearest image of the right class stands farthest down the list of "
+        "The queries whose nearest image of the right class is farthest down the list of "
         f"{_candidates(search):,}, one per class.{part}"
     )
     groups.append(("Worst", words, worst))

@@ -186,8 +186,8 @@ def about_movement(moved: Movement | None, name: str, ended: bool = True) -> str
     share, way = max((moved.falling, "falling"), (moved.rising, "rising"))
     return (
         f"{span} {_percent(share)} of them were still {way}, and they moved at {moved.pace:.2f} of "
-        f"their average pace: they have not settled, and where a {name} stands tells how fast it "
-        "moved rather than where it belongs."
+        f"their average pace: they have not settled, so a {name} shows how fast it has moved "
+        "rather than where it would end."
     )
 
 

@@ -120,7 +120,7 @@ def _check_scans(content: bytes) -> None:
     scans = len(_SCAN.findall(content)) if content.startswith(b"\xff\xd8") else 0
     if scans > MOST_SCANS:
         raise UnfitImageError(
-            f"it is drawn in {scans:,} scans, more than the limit of {MOST_SCANS}; save it anew"
+            f"it is drawn in {scans:,} scans, more than the limit of {MOST_SCANS}; save it again"
         )
 
 

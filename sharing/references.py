@@ -203,7 +203,8 @@ def page() -> str:
     parts = [HEAD.strip()]
     for title, rows in sections.items():
         parts += [f"## {title}", _list(rows)]
-    parts += [LICENCES.strip(), "## BibTeX", f"```bibtex\n{_bibtex()}\n```"]
+    bibtex = "\n\n".join(reference.bibtex for reference in references().values())
+    parts += [LICENCES.strip(), "## BibTeX", f"```bibtex\n{bibtex}\n```"]
     return "\n\n".join(parts)
 
 
@@ -217,17 +218,13 @@ def _list(rows: Iterable[tuple[str, Iterable[str]]]) -> str:
     return "\n".join(lines)
 
 
-def _bibtex() -> str:
-    return "\n\n".join(reference.bibtex for reference in references().values())
-
-
 HEAD = """
 # References
 
-The papers behind what is here; the model card of a run (`python -m net export RUN --card FILE`)
-cites those that the run used. This page is made from `sharing/references.bib` by
-`python -m sharing.references > docs/references.md`. A title without a link has none that could be
-confirmed.
+The papers behind the losses, methods, networks and data sets. The model card of a run
+(`python -m net export RUN --card FILE`) cites those that the run is based on. This page is made
+from `sharing/references.bib` by `python -m sharing.references > docs/references.md`. For a title
+without a link, no link could be confirmed.
 """
 
 LICENCES = """
@@ -236,8 +233,8 @@ LICENCES = """
 **The code** is under Apache-2.0 (`LICENSE`). Some of the papers' authors have released code under
 licences of their own; none of it is part of this repository.
 
-**Weights that a training starts from** keep the licence of where they come from, and that may bind
-what is trained from them:
+**Weights that a training starts from** keep the licence of their source, which may also bind the
+weights that are trained from them:
 
 | weights | licence, as their source states it |
 |---|---|
@@ -249,8 +246,8 @@ what is trained from them:
 
 **Data sets.** The drawings in `data/emoji` come from nine sets under open licences, each named in
 `data/emoji/LICENSES.md`, with the licences' texts beside it. The benchmarks are not part of this
-repository; `python -m dataset check NAME` says where each is had and what its makers allow: of all
-of them, research. Your own pictures stay yours.
+repository; `python -m dataset check NAME` says where to get each, and what its makers allow: in all
+cases, research. Your own pictures stay yours.
 """
 
 if __name__ == "__main__":

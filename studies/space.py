@@ -51,12 +51,9 @@ class Range:
         if self.choices:
             return self.start if self.start in self.choices else self.choices[0]
         if not isinstance(self.start, int | float):
-            return self.rounded(math.sqrt(self.low * self.high) if self.log else self._middle)
+            low, high = self.low, self.high
+            return self.rounded(math.sqrt(low * high) if self.log else (low + high) / 2)
         return self.rounded(min(max(self.start, self.low), self.high))
-
-    @property
-    def _middle(self) -> float:
-        return (self.low + self.high) / 2
 
     def rounded(self, value: Any) -> Any:
         """A drawn value as it is used for training."""

@@ -189,7 +189,7 @@ def failure(work: Work, words: str, status: int) -> Failed | MachineError:
     """
     if status > 0 and status != MachineError.status:
         return Failed(words)
-    killed = ", as where there is too little memory (fewer --jobs need less)" if status < 0 else ""
+    killed = ", perhaps for lack of memory (fewer --jobs need less)" if status < 0 else ""
     return MachineError(
         f"{work.title}: {words}{killed}; the study stops, and does not count that: remove the "
         "cause, and start the study again"

@@ -724,7 +724,7 @@ def test_a_jpeg_is_not_drawn_hundreds_of_times(server, filling):
     """An upload of 30 MB could be hours of work; between scans a decoder skips what it must not."""
     start = time.monotonic()
     answer = find(server, repeated(3_000, filling))
-    assert answer.status == 422 and "more than the limit of 64; save it anew" in answer.error
+    assert answer.status == 422 and "more than the limit of 64; save it again" in answer.error
     assert time.monotonic() - start < 5
     assert find(server, repeated(20, filling)).status == 200
 
