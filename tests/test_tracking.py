@@ -222,7 +222,7 @@ def test_every_flag_by_its_name_and_a_value(words):
 @pytest.mark.parametrize(
     ("name", "drawn", "typed"),
     [
-        ("matryoshka", [64, 128], "--matryoshka 64 128"),
+        ("matryoshka", [64, 512], "--matryoshka 64 512"),
         ("matryoshka", [], ""),
         ("metrics", ["retrieval", "nmi"], "--metrics retrieval nmi"),
         ("loss-args", ["margin=0.3", "scale=20"], "--loss-args margin=0.3 scale=20"),
