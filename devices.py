@@ -9,10 +9,14 @@ import platform
 import random
 import subprocess
 import sys
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from terminal import as_shell
 from utils import InputError, counted, first_line, is_full_gpu
@@ -147,6 +151,8 @@ class Precision:
         # oneDNN and cuDNN need channels_last to be fast in reduced precision; for float32 on a CPU
         # it is as fast as the other layout.
         self.memory_format = torch.channels_last
+        if device.type == "cuda":
+            mend_average_pooling(device)
 
     def shared(self) -> dict[str, str]:
         """Settings, by name, that must be the same in all processes that compute together."""
@@ -159,6 +165,59 @@ class Precision:
     def autocast(self) -> contextlib.AbstractContextManager:
         """The context in which the network's forward runs."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.name != "off")
+
+
+# --- a fault of torch ---
+
+
+@functools.cache
+def mend_average_pooling(device: torch.device) -> torch.library.Library | None:
+    """Replaces torch's gradient of padded average pooling on a kind of device, if it is wrong.
+
+    In torch 2.11, for one, a GPU's gradients of channels-last maps are shifted by the padding,
+    without a word (https://github.com/pytorch/pytorch/issues/188344); Res2Net, ResNeSt, PoolFormer
+    and the Inceptions have such layers. The replacement computes them on contiguous maps.
+
+    Returns:
+        The replacement, which lasts as long as this object (kept by the cache); None if all is
+        well.
+    """
+    if _averages_have_right_gradients(device):
+        return None
+    library = torch.library.Library("aten", "IMPL")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns that its own kernel is replaced
+        library.impl("avg_pool2d_backward", gradient_of_averages, device.type.upper())
+    return library
+
+
+def _averages_have_right_gradients(device: torch.device) -> bool:
+    maps = torch.arange(36.0, device=device).reshape(1, 2, 3, 6)
+    weights = maps.square()
+    found = []
+    for form in (torch.contiguous_format, torch.channels_last):
+        leaf = maps.clone(memory_format=form).requires_grad_()
+        averages = F.avg_pool2d(leaf, kernel_size=3, stride=1, padding=1)
+        found += torch.autograd.grad((averages * weights).sum(), leaf)
+    return torch.allclose(*found)
+
+
+def gradient_of_averages(
+    gradient: Tensor,
+    maps: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
+) -> Tensor:
+    """`aten::avg_pool2d_backward` by the kernel for contiguous maps, which is right."""
+    if any(padding):
+        gradient, maps = gradient.contiguous(), maps.contiguous()
+    found = torch.empty_like(maps)
+    how = (kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+    return torch.ops.aten.avg_pool2d_backward.grad_input(gradient, maps, *how, grad_input=found)
 
 
 # --- the environment of a run ---------------------------------------------------------------------

@@ -30,6 +30,7 @@ from dataset.reading import Reading
 from dataset.samplers import make_sampler
 from dataset.transforms import RandomCrop, uniforms
 from dataset.waiting import waiting_on
+from devices import Precision
 from utils import InputError
 
 pytestmark = [
@@ -184,6 +185,20 @@ def test_products_of_the_metrics_are_whole_float32(setting):
         assert torch.equal(values, gpu[name]), name
     assert torch.equal(first.labels, again.labels)
     assert first.inertia == pytest.approx(metrics.kmeans(embeddings, 300).inertia, rel=0.01)
+
+
+@pytest.mark.parametrize("padding, counted", [(1, True), (1, False), (0, True)])
+def test_gradients_of_averages(padding, counted):
+    """torch's own are wrong in some releases, and are replaced."""
+    Precision("off", DEVICE)
+    found = []
+    for device in (torch.device("cpu"), DEVICE):
+        maps = torch.randn(2, 8, 9, 7, generator=torch.Generator().manual_seed(0)).to(device)
+        maps = maps.to(memory_format=torch.channels_last).requires_grad_()
+        out = torch.nn.functional.avg_pool2d(maps, 3, 2, padding, count_include_pad=counted)
+        out.square().sum().backward()
+        found.append(maps.grad.cpu())
+    torch.testing.assert_close(*found)
 
 
 def test_clustering_metrics_are_close():
