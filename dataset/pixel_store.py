@@ -6,13 +6,18 @@ matrix, so a batch of views is two matrix products.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
 import torch
 
+import kernels
 from dataset.transforms import Views, resize, resized_shape
 from devices import on_device
+
+MOST_TAPS = 12
+"""For more, in each direction, matrices are faster than one pass over all pixels of a view."""
 
 
 class PixelStore:
@@ -60,9 +65,50 @@ class PixelStore:
         high = np.minimum(np.ceil(start + extent).astype(np.int64), shapes)
         if (resized != shapes).any():
             low, high = np.zeros_like(low), shapes
-        window = self._windows(index, low, high)
         if (resized == shapes).all() and (boxes[:, 2:] == size).all() and not views.flip.any():
-            return window
+            return self._windows(index, low, high)
+        taps = _taps(extent.max(), size, views.cubic)
+        if taps <= MOST_TAPS and _kernel_works(self.device):
+            limits = np.column_stack([low, high - low, views.flip]).astype(np.int64)
+            result = self._in_one_pass(index, limits, start - low, extent, size, taps, views.cubic)
+        else:
+            result = self._by_matrices(index, low, high, start, extent, views, size)
+        return result.clamp_(0, 255) if views.cubic else result  # cubic resizing overshoots
+
+    def _in_one_pass(
+        self,
+        index: np.ndarray,
+        limits: np.ndarray,
+        start: np.ndarray,
+        extent: np.ndarray,
+        size: int,
+        taps: int,
+        cubic: bool,
+    ) -> torch.Tensor:
+        """The views, by a kernel; see there for the arguments."""
+        places = np.column_stack([self.starts[index], self.shapes[index, 1], limits])
+        out = torch.empty(len(index), size, size, 3, device=self.device)
+        kernels.launch(
+            "crops.cut",
+            len(index) * size,
+            *(self.pixels, self._upload(places), self._upload(np.hstack([start, extent]))),
+            *(out, size, taps),
+            CUBIC=cubic,
+            COLUMNS=1 << (size - 1).bit_length(),
+        )
+        return out.permute(0, 3, 1, 2)
+
+    def _by_matrices(
+        self,
+        index: np.ndarray,
+        low: np.ndarray,
+        high: np.ndarray,
+        start: np.ndarray,
+        extent: np.ndarray,
+        views: Views,
+        size: int,
+    ) -> torch.Tensor:
+        window = self._windows(index, low, high)
         down, across = (
             _weights(
                 self._upload(start[:, axis] - low[:, axis]),
@@ -76,8 +122,7 @@ class PixelStore:
             )
             for axis in (0, 1)
         )
-        result = _resampled(down, window, across)
-        return result.clamp_(0, 255) if views.cubic else result  # cubic resizing overshoots
+        return _resampled(down, window, across)
 
     def _upload(self, array: np.ndarray) -> torch.Tensor:
         array = array.astype(np.float32) if array.dtype == np.float64 else array
@@ -100,6 +145,26 @@ class PixelStore:
         where = self._upload(row)[:, :, None] + self._upload(column)[:, None, :]
         window = self.pixels.index_select(0, where.flatten()).view(*where.shape, 3)
         return window.permute(0, 3, 1, 2)
+
+
+@functools.cache
+def _kernel_works(device: torch.device) -> bool:
+    """Whether the kernel can be used on this device: it has to cut what matrices cut."""
+    if not kernels.usable(device):
+        return False
+    shapes, index = np.array([(5, 6), (7, 4)]), np.array([1, 0])
+    store = PixelStore((torch.arange(58 * 3, device=device) * 37 % 256).byte().view(-1, 3), shapes)
+    low, start = np.array([(0, 1), (2, 0)]), np.array([(0.5, 1.25), (2.0, 0.0)])
+    extent, flip = np.array([(6.0, 2.5), (3.0, 6.0)]), np.array([True, False])
+    high = np.array([(7, 4), (5, 6)])
+    views = Views(0, np.zeros((2, 4), np.int64), flip)
+    limits = np.column_stack([low, high - low, flip]).astype(np.int64)
+    size, taps = 3, _taps(6.0, 3, cubic=False)
+    return kernels.agree(
+        lambda: store._in_one_pass(index, limits, start - low, extent, size, taps, cubic=False),
+        store._by_matrices(index, low, high, start, extent, views, size),
+        tolerance=1.0,  # of 255 levels: matrices are in half precision
+    )
 
 
 def _resampled(down: torch.Tensor, window: torch.Tensor, across: torch.Tensor) -> torch.Tensor:
@@ -149,10 +214,8 @@ def _weights(
     scale = (extent / size)[:, None, None]
     place = torch.arange(size, device=start.device)[:, None] + 0.5
     place = torch.where(mirror[:, None, None], size - place, place) * scale
-    # Few pixels of a row have a weight: those nearer than `reach` to its place, and one more on
-    # each side.
-    reach = (2 if cubic else 1) * max(1.0, widest / size)
-    taps = min(length, 2 * math.ceil(reach) + 2)
+    # Few pixels of a row have a weight.
+    taps = min(length, _taps(widest, size, cubic))
     first = (start[:, None, None] + place - taps / 2).floor_().clamp_(0, length - taps).long()
     pixel = first + torch.arange(taps, device=start.device)
     distance = (pixel + 0.5 - start[:, None, None] - place).abs_()
@@ -163,6 +226,12 @@ def _weights(
     kind = torch.float32 if start.device.type == "cpu" else torch.float16
     whole = torch.zeros(len(start), size, length, dtype=kind, device=start.device)
     return whole.scatter_(2, pixel, weights.to(kind))
+
+
+def _taps(widest: float, size: int, cubic: bool) -> int:
+    """The most pixels that have a weight: those nearer than `reach`, and one more on each side."""
+    reach = (2 if cubic else 1) * max(1.0, widest / size)
+    return 2 * math.ceil(reach) + 2
 
 
 def _cubic(x: torch.Tensor) -> torch.Tensor:

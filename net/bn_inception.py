@@ -10,13 +10,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from net.backbones import Backbone
 from net.blocks import Block, sorted_blocks
 from net.choices import STEMS
-from net.layers import average_conv_norm, conv_norm, init_convolutions
+from net.layers import average_conv_norm_relu, conv_norm_relu, init_convolutions, max_pool
 
 
 class InceptionBlock(NamedTuple):
@@ -96,9 +95,9 @@ class BNInception(nn.Module):
         """(B, 3, H, W) → (B, 1024, h, w)."""
         x = self._run("conv1_7x7_s2", images)
         if self.first_pool:
-            x = F.max_pool2d(x, 3, 2, ceil_mode=True)
+            x = max_pool(x, 2, ceil_mode=True)
         x = self._run("conv2_3x3", self._run("conv2_3x3_reduce", x))
-        x = F.max_pool2d(x, 3, 2, ceil_mode=True)
+        x = max_pool(x, 2, ceil_mode=True)
         for block in BLOCKS:
             x = self._run_block(block, x)
         return x
@@ -107,7 +106,7 @@ class BNInception(nn.Module):
         return self.get_submodule(name), self.get_submodule(f"{name}_bn")
 
     def _run(self, name: str, x: Tensor) -> Tensor:
-        return F.relu(conv_norm(x, *self._layer(name)), inplace=True)
+        return conv_norm_relu(x, *self._layer(name))
 
     def _run_block(self, block: InceptionBlock, x: Tensor) -> Tensor:
         prefix = block.prefix
@@ -121,11 +120,11 @@ class BNInception(nn.Module):
 
     def _pooled(self, block: InceptionBlock, x: Tensor) -> Tensor:
         if not block.pool_proj:
-            return F.max_pool2d(x, 3, 2, ceil_mode=True)
+            return max_pool(x, 2, ceil_mode=True)
         name = f"{block.prefix}pool_proj"
         if block.pool == "max":
-            return self._run(name, F.max_pool2d(x, 3, 1, padding=1))
-        return F.relu(average_conv_norm(x, *self._layer(name)), inplace=True)
+            return self._run(name, max_pool(x, 1, padding=1))
+        return average_conv_norm_relu(x, *self._layer(name))
 
 
 def _blocks(module: nn.Module) -> list[Block]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from functools import partial
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.googlenet import BasicConv2d, Inception, InceptionAux
@@ -16,7 +15,7 @@ from torchvision.models.googlenet import BasicConv2d, Inception, InceptionAux
 from net.backbones import Backbone
 from net.blocks import Block, sorted_blocks
 from net.choices import STEMS
-from net.layers import conv_norm, init_convolutions
+from net.layers import conv_norm_relu, init_convolutions
 
 LAYERS = (
     *("conv1", "maxpool1", "conv2", "conv3", "maxpool2"),
@@ -32,7 +31,7 @@ class ConvNorm(BasicConv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """As torchvision's, with a frozen BatchNorm folded."""
-        return F.relu(conv_norm(x, self.conv, self.bn), inplace=True)
+        return conv_norm_relu(x, self.conv, self.bn)
 
 
 class GoogLeNet(models.GoogLeNet):

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from net import fused
 from net.choices import POOLINGS
 from utils import InputError
 
@@ -28,6 +29,9 @@ HEAD_KEYS = tuple(f"{key}." for key in (*HEADS.values(), "head_norm"))
 """The prefixes of the state_dict's keys of the heads, and of the norm before them."""
 GEM_START = 3.0
 """The initial power of generalised mean pooling."""
+
+WHOLE = ("avg", "max", "avg+max")
+"""Poolings over all places of a map."""
 
 Init = Callable[[Tensor], object]
 
@@ -85,6 +89,8 @@ class Pool(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """(B, F, h, w) → (B, F)."""
+        if self.pooling in WHOLE and fused.fits(maps) and fused.is_plain(maps):
+            return fused.pool(maps, average="avg" in self.pooling, maximum="max" in self.pooling)
         maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
         if self.p is not None:
             return maps.clamp(min=1e-6).pow(self.p).mean((2, 3)).pow(1 / self.p)

@@ -38,14 +38,14 @@ class Replay:
 
     Args:
         compute: the function to record: images (B, 3, H, W) → features (B, F).
-        parameters: the parameters it may train. buffers: the buffers it changes (running means).
+        parameters: those it may train. buffers: the buffers it changes (running means).
         record: makes a recording; see `recorded`.
     """
 
     def __init__(
         self,
         compute: Callable[[Tensor], Tensor],
-        parameters: Callable[[], Sequence[nn.Parameter]],
+        parameters: Sequence[nn.Parameter],
         buffers: Callable[[], Sequence[Tensor]],
         record: Callable[..., Tape] | None = None,
     ) -> None:
@@ -70,7 +70,7 @@ class Replay:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) → features (B, F)."""
-        trained = [p for p in self._parameters() if p.requires_grad]
+        trained = [p for p in self._parameters if p.requires_grad]
         if self._over or not trained or not torch.is_grad_enabled() or images.requires_grad:
             return self._compute(images)
         tape = self._tape(images, trained)

@@ -11,13 +11,12 @@ import re
 from collections.abc import Collection
 from functools import partial
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import resnet as torchvision_resnet
 
 from net.backbones import Backbone
 from net.choices import STEMS
-from net.layers import conv_norm, init_convolutions
+from net.layers import conv_norm, conv_norm_relu, init_convolutions, max_pool
 
 
 class BasicBlock(torchvision_resnet.BasicBlock):
@@ -25,9 +24,8 @@ class BasicBlock(torchvision_resnet.BasicBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """As torchvision's, with frozen BatchNorms folded."""
-        out = F.relu(conv_norm(x, self.conv1, self.bn1), inplace=True)
-        out = conv_norm(out, self.conv2, self.bn2)
-        return F.relu(out + _shortcut(self, x), inplace=True)
+        out = conv_norm_relu(x, self.conv1, self.bn1)
+        return conv_norm_relu(out, self.conv2, self.bn2, _shortcut(self, x))
 
 
 class Bottleneck(torchvision_resnet.Bottleneck):
@@ -35,10 +33,9 @@ class Bottleneck(torchvision_resnet.Bottleneck):
 
     def forward(self, x: Tensor) -> Tensor:
         """As torchvision's, with frozen BatchNorms folded."""
-        out = F.relu(conv_norm(x, self.conv1, self.bn1), inplace=True)
-        out = F.relu(conv_norm(out, self.conv2, self.bn2), inplace=True)
-        out = conv_norm(out, self.conv3, self.bn3)
-        return F.relu(out + _shortcut(self, x), inplace=True)
+        out = conv_norm_relu(x, self.conv1, self.bn1)
+        out = conv_norm_relu(out, self.conv2, self.bn2)
+        return conv_norm_relu(out, self.conv3, self.bn3, _shortcut(self, x))
 
 
 FEW = 16
@@ -81,7 +78,7 @@ class ResNet(nn.Module):
         channels = max(1, round(64 * width))
         self.conv1 = nn.Conv2d(3, channels, kernel, stride, padding=kernel // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
-        self.maxpool = nn.MaxPool2d(3, 2, padding=1) if pool else nn.Identity()
+        self.first_pool = pool
         inputs = channels
         for stage, count in enumerate(blocks):
             planes, stride = channels * 2**stage, 1 if stage == 0 else 2
@@ -92,8 +89,9 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) → (B, F, h, w)."""
-        x = F.relu(conv_norm(images, self.conv1, self.bn1), inplace=True)
-        x = self.maxpool(x)
+        x = conv_norm_relu(images, self.conv1, self.bn1)
+        if self.first_pool:
+            x = max_pool(x, 2, padding=1)
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
 

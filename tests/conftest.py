@@ -65,6 +65,11 @@ def pytest_collection_finish() -> None:
     os.register_at_fork(after_in_child=gc.freeze)
 
 
+def pytest_unconfigure() -> None:
+    """At the end all may be freed; Triton complains of what is not."""
+    gc.unfreeze()
+
+
 def run_python(
     *arguments: object, cwd: Path = ROOT, **variables: str
 ) -> subprocess.CompletedProcess[str]:

@@ -19,6 +19,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
+import devices
+import kernels
+
 OURS = f"{Path(__file__).resolve().parent.parent}/"
 NOT_OURS = (f"{OURS}tests/", f"{OURS}.venv/")
 DEVICE = torch.device("cuda:0")
@@ -312,6 +315,9 @@ def plugged_in() -> Iterator[Card]:
             patch.setattr(torch.cuda, name, instead)
         patch.setattr(torch.Tensor, "pin_memory", lambda tensor: CARD.pin(tensor))
         patch.setattr(torch, "manual_seed", seed_both)
+        # Kernels need its memory, and what is found out about it says nothing about a real one.
+        patch.setattr(kernels, "usable", lambda device: False)
+        patch.setattr(devices, "mend_average_pooling", lambda device: None)
         torch.__future__.set_overwrite_module_params_on_conversion(True)
         CARD.waits.clear()
         try:

@@ -17,7 +17,7 @@ from conftest import ROOT, run_python
 
 FRONT_DOORS = "train evaluate report search study"
 FLOORS = (
-    "utils terminal bars storage flags devices machine door",
+    "utils terminal bars storage flags devices machine door kernels",
     "processes runs criteria metrics",
     "losses dataset",
     "net",

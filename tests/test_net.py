@@ -23,12 +23,13 @@ from conftest import FIXTURES, ROOT, run_python
 from released_weights import released_tensor
 from torch import nn
 
+import devices
 import net
 import net.googlenet
 from evaluation.networks import open_checkpoint
 from net import Architecture, EmbeddingMasks, backbones, heads, resnet, weights
 from net.bn_inception import BNInception
-from net.layers import average_conv_norm, conv_norm
+from net.layers import average_conv_norm_relu, conv_norm
 from utils import InputError
 
 TINY = {"model": "resnet10", "embedding_size": 8, "width": 0.125, "stem": "small"}
@@ -170,12 +171,26 @@ def test_a_frozen_norm_folds_without_a_trace(bias: bool) -> None:
         torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("size, stride, padding", [(3, 1, 1), (2, 2, 0), (3, 2, 1)])
+@pytest.mark.parametrize("ceil_mode, counted", [(False, True), (True, False)])
+@pytest.mark.parametrize("form", [torch.channels_last, torch.contiguous_format])
+def test_gradients_of_averages(size, stride, padding, ceil_mode, counted, form) -> None:
+    """Those that replace a GPU's, where torch's are wrong; on a CPU they are right."""
+    maps = torch.randn(2, 3, 7, 6).contiguous(memory_format=form).requires_grad_()
+    out = F.avg_pool2d(maps, size, stride, padding, ceil_mode, counted)
+    weights = torch.randn_like(out)
+    ours = devices.gradient_of_averages(
+        weights, maps.detach(), [size] * 2, [stride] * 2, [padding] * 2, ceil_mode, counted, None
+    )
+    torch.testing.assert_close(ours, *torch.autograd.grad(out, maps, weights))
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_averaging_commutes_with_the_projection(training: bool) -> None:
     results = []
     for function in (
-        lambda x, conv, norm: norm(conv(F.avg_pool2d(x, 3, 1, 1))),
-        average_conv_norm,
+        lambda x, conv, norm: F.relu(norm(conv(F.avg_pool2d(x, 3, 1, 1)))),
+        average_conv_norm_relu,
     ):
         conv, norm = layer_pair(1, bias=True)
         norm.train(training)

@@ -27,7 +27,7 @@ class Machine:
         self.computed = self.played = self.made = 0
         self.tapes: list[Played] = []
         self.failure: RuntimeError | None = None
-        self.replay = Replay(self.compute, lambda: list(self.layer.parameters()), list, self.record)
+        self.replay = Replay(self.compute, list(self.layer.parameters()), list, self.record)
 
     def compute(self, images: torch.Tensor) -> torch.Tensor:
         self.computed += 1
