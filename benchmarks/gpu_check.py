@@ -53,38 +53,18 @@ class Part(NamedTuple):
 
 # Many tests start programs of their own, so only a few of them run at once.
 AT_ONCE = "-n 6 --dist worksteal" if importlib.util.find_spec("xdist") else ""
-# The file is named: pytest runs no test at all where it cannot load one, and others need packages.
-TESTS = f"-m pytest tests/test_gpu.py {AT_ONCE} -vv -rfEs --tb short --durations 8"
-TESTS += " -o faulthandler_timeout=30"
+# By name: pytest runs no test at all where it cannot load a file, and others need packages.
+TESTS = f"-m pytest tests/test_gpu.py tests/test_kernels.py {AT_ONCE} -vv -rfEs --tb short"
+TESTS += " --durations 8 -o faulthandler_timeout=30"
 JPEG = "--sizes 224 --batch-size 180 --bn-freeze 1 --data jpeg"
 VIT = "timm:vit_small_patch16_224"
 PARTS = {
-    # Ten runs, five at a time; runs that end after the limit are left out of the table.
-    "precision": Part("benchmarks/precision.py --jobs 5 --epochs 4 --limit 60", 65),
-    "evaluation": Part(
-        "benchmarks/evaluation.py --ours --shapes all",
-        15,
-        "benchmarks/evaluation.py --ours --shapes all --repeats 2",
-        25,
-    ),
+    "tests": Part(TESTS, 155, TESTS, 130),
     # Twice the second network, another one each time, was slower than its profile says.
     "training": Part(
-        f"benchmarks/training.py --models resnet50 bn_inception {VIT} {JPEG} --images 1000 "
-        "--readings exact cuda --batches 16 --repeats 2 --limit 110",
-        115,
-    ),
-    "large": Part(
-        "benchmarks/training.py --models resnet50 --sizes 224 --bn-freeze 1 --batch-size 4000 "
-        "--alone --more '--loss RecallAtK --IPC 8 --micro-batch 100' --batches 2 --repeats 1 "
-        "--limit 25",
-        30,
-    ),
-    "tests": Part(TESTS, 150, TESTS, 130),
-    "losses": Part(
-        "benchmarks/losses.py --device cuda --repeats 5",
-        25,
-        "benchmarks/losses.py --device cuda --repeats 3 --classes 11318 --only Proxy_Anchor AMLoss",
-        20,
+        f"benchmarks/training.py --models bn_inception resnet50 {VIT} {JPEG} --images 1000 "
+        "--readings exact cuda --batches 16 --repeats 2 --limit 105",
+        110,
     ),
     "profile": Part(
         f"benchmarks/training.py --profile --models bn_inception resnet50 {VIT} {JPEG} "
@@ -96,9 +76,30 @@ PARTS = {
     ),
     # Small batches, so that each of 16 workers has some.
     "data": Part(
-        "benchmarks/data.py --images 1000 --batch-size 30 --memory-images 3000 --repeats 1", 35
+        "benchmarks/data.py --images 1000 --batch-size 30 --memory-images 3000 --repeats 1", 30
     ),
-    "processes": Part("benchmarks/processes.py --device cuda", 50),
+    "kernels": Part("benchmarks/kernels.py", 25),
+    "processes": Part("benchmarks/processes.py --device cuda", 40),
+    "large": Part(
+        "benchmarks/training.py --models resnet50 --sizes 224 --bn-freeze 1 --batch-size 4000 "
+        "--alone --more '--loss RecallAtK --IPC 8 --micro-batch 100' --batches 2 --repeats 1 "
+        "--limit 25",
+        30,
+    ),
+    "evaluation": Part(
+        "benchmarks/evaluation.py --ours --shapes all",
+        15,
+        "benchmarks/evaluation.py --ours --shapes all --repeats 2",
+        25,
+    ),
+    "losses": Part(
+        "benchmarks/losses.py --device cuda --repeats 5",
+        25,
+        "benchmarks/losses.py --device cuda --repeats 3 --classes 11318 --only Proxy_Anchor AMLoss",
+        20,
+    ),
+    # Ten runs, five at a time; runs that end after the limit are left out of the table.
+    "precision": Part("benchmarks/precision.py --jobs 5 --epochs 4 --limit 55", 60),
 }
 
 

@@ -3,6 +3,7 @@
     python benchmarks/training.py [--models bn_inception resnet50] [--batches 20] [--repeats 3]
     python benchmarks/training.py --data jpeg --sizes 224 --bn-freeze 1      # from JPEG files
     python benchmarks/training.py --profile                       # the parts of a step's time
+    python benchmarks/training.py --profile --torch-only          # without Triton's kernels
     python benchmarks/training.py --alone --more "--loss RecallAtK --IPC 8 --micro-batch 50"
 
 Both sides train the same network on the same pictures, from the same start, with the same loss
@@ -49,6 +50,7 @@ door.settle_threads(os.environ)  # as every command does, before torch is loaded
 
 import torch
 
+import kernels
 import options
 from benchmarks.card import card_asked
 from benchmarks.data import make_photographs
@@ -304,6 +306,7 @@ def parsed_arguments() -> argparse.Namespace:
         "--workers", type=int, default=cores(), help="of either side; one for each core"
     )
     parser.add_argument("--compile", action="store_true", help="ours with --compile")
+    parser.add_argument("--torch-only", action="store_true", help="ours without Triton's kernels")
     parser.add_argument("--alone", action="store_true", help="ours without the plain side")
     parser.add_argument("--more", default="", metavar="FLAGS", help="of train.py, for ours")
     parser.add_argument("--batches", type=int, default=6, help="steps a round")
@@ -341,6 +344,8 @@ def main() -> None:
     """Prints the table, or the profiles."""
     given = parsed_arguments()
     end_after(given.limit)
+    if given.torch_only:
+        kernels.usable = lambda device: False
     machine = {"device": device_name(given.device), "torch": torch.__version__}
     print(f"{machine['device']}, torch {machine['torch']}, {given.workers} workers\n", flush=True)
     if not given.profile:

@@ -94,7 +94,8 @@ class PixelStore:
             *(self.pixels, self._upload(places), self._upload(np.hstack([start, extent]))),
             *(out, size, taps),
             CUBIC=cubic,
-            COLUMNS=1 << (size - 1).bit_length(),
+            TAPS=_power_of_two(taps),
+            COLUMNS=_power_of_two(size),
         )
         return out.permute(0, 3, 1, 2)
 
@@ -226,6 +227,11 @@ def _weights(
     kind = torch.float32 if start.device.type == "cpu" else torch.float16
     whole = torch.zeros(len(start), size, length, dtype=kind, device=start.device)
     return whole.scatter_(2, pixel, weights.to(kind))
+
+
+def _power_of_two(number: int) -> int:
+    """The lowest that is not below."""
+    return 1 << (number - 1).bit_length()
 
 
 def _taps(widest: float, size: int, cubic: bool) -> int:

@@ -28,6 +28,7 @@ def cut(
     size,
     taps,
     CUBIC: tl.constexpr,
+    TAPS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
     """One line of one view, size × size pixels of 3 colours.
@@ -39,7 +40,7 @@ def cut(
             mirrored. boxes: (B, 4) float32: its first row and column, counted from those, and its
             height and width, in pixels of the image.
         taps: the most pixels in a row or column that have a weight.
-        COLUMNS: at least `size`.
+        TAPS, COLUMNS: powers of two, at least `taps` and `size`.
     """
     image, line = tl.program_id(0) // size, tl.program_id(0) % size
     origin = tl.load(places + image * 7)
@@ -51,41 +52,34 @@ def cut(
 
     down = tl.load(boxes + image * 4 + 2) / size
     y = tl.load(boxes + image * 4) + (line + 0.5) * down
-    reach_down = tl.maximum(down, 1.0)
-    top = tl.floor(y - taps / 2.0).to(tl.int64)
+    row = tl.floor(y - taps / 2.0).to(tl.int64) + tl.arange(0, TAPS)
+    exists = (row >= 0) & (row < rows) & (tl.arange(0, TAPS) < taps)
+    of_row = tl.where(exists, _weight((row + 0.5 - y) / tl.maximum(down, 1.0), CUBIC), 0.0)
+    first = (origin + row * width)[:, None]
 
     across = tl.load(boxes + image * 4 + 3) / size
     column = tl.arange(0, COLUMNS)
     x = tl.where(mirrored != 0, size - (column + 0.5), column + 0.5) * across
     x += tl.load(boxes + image * 4 + 1)
-    reach_across = tl.maximum(across, 1.0)
     left = tl.floor(x - taps / 2.0).to(tl.int64)
 
     red = tl.zeros([COLUMNS], tl.float32)
     green = tl.zeros([COLUMNS], tl.float32)
     blue = tl.zeros([COLUMNS], tl.float32)
-    total_across = tl.zeros([COLUMNS], tl.float32)
-    total_down = 0.0
-    for tap in range(taps):
-        row = top + tap
-        of_row = _weight((row + 0.5 - y) / reach_down, CUBIC)
-        total_down += tl.where((row >= 0) & (row < rows), of_row, 0.0)
+    total = tl.zeros([COLUMNS], tl.float32)
     for tap in range(taps):
         at = left + tap
         inside = (at >= 0) & (at < columns) & (column < size)
-        of_column = tl.where(inside, _weight((at + 0.5 - x) / reach_across, CUBIC), 0.0)
-        total_across += of_column
-        for other in range(taps):
-            row = top + other
-            of_row = _weight((row + 0.5 - y) / reach_down, CUBIC)
-            of_row = tl.where((row >= 0) & (row < rows), of_row, 0.0)
-            row = tl.minimum(tl.maximum(row, 0), rows - 1)
-            weight = of_row * of_column
-            pixel = pixels + (origin + row * width + at) * 3
-            red += weight * tl.load(pixel, mask=inside, other=0).to(tl.float32)
-            green += weight * tl.load(pixel + 1, mask=inside, other=0).to(tl.float32)
-            blue += weight * tl.load(pixel + 2, mask=inside, other=0).to(tl.float32)
-    whole = tl.where(column < size, total_across * total_down, 1.0)
+        of_column = _weight((at + 0.5 - x) / tl.maximum(across, 1.0), CUBIC)
+        of_column = tl.where(inside, of_column, 0.0)
+        total += of_column
+        weight = of_row[:, None] * of_column[None, :]
+        here = exists[:, None] & inside[None, :]
+        pixel = pixels + (first + at[None, :]) * 3
+        red += tl.sum(weight * tl.load(pixel, mask=here, other=0).to(tl.float32), axis=0)
+        green += tl.sum(weight * tl.load(pixel + 1, mask=here, other=0).to(tl.float32), axis=0)
+        blue += tl.sum(weight * tl.load(pixel + 2, mask=here, other=0).to(tl.float32), axis=0)
+    whole = tl.where(column < size, total * tl.sum(of_row, axis=0), 1.0)
     at = out + (tl.program_id(0).to(tl.int64) * size + column) * 3
     tl.store(at, red / whole, mask=column < size)
     tl.store(at + 1, green / whole, mask=column < size)

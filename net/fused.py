@@ -1,7 +1,7 @@
 """Layers of convolutional networks in few passes over the maps, on a GPU.
 
 torch adds a bias, adds a shortcut, applies ReLU and sums the bias's gradient in a pass over the
-maps each. A modern GPU multiplies so fast that these passes, and pooling, take more than half of a
+maps each. A modern GPU multiplies so fast that these passes, and pooling, took nearly half of a
 step of BN-Inception in half precision. Where there is no Triton, layers.py computes the same with
 torch alone.
 """
@@ -37,6 +37,8 @@ def fits(maps: Tensor) -> bool:
     Not while a compiler or an exporter looks on, which cannot see into them, and not for kinds of
     tensors without memory of their own.
     """
+    if torch.compiler.is_compiling():
+        return False
     return (
         maps.is_cuda
         and type(maps) in (Tensor, nn.Parameter)
@@ -44,7 +46,6 @@ def fits(maps: Tensor) -> bool:
         and maps.dim() == 4
         and maps.numel() > 0
         and maps.numel() // maps.shape[1] < 2**31
-        and not torch.compiler.is_compiling()
         and kernels.usable(maps.device)
     )
 
@@ -138,12 +139,17 @@ class _AddBias(torch.autograd.Function):
             if ctx.relu:
                 gradient = torch.ops.aten.threshold_backward(gradient, out, 0)
             return gradient, None, gradient if to_shortcut else None, None
-        gradient, bias = _masked_and_summed(gradient, out, ctx.relu)
+        gradient, bias = gradients_of_bias(gradient, out, relu=ctx.relu)
         return gradient if to_maps else None, bias, gradient if to_shortcut else None, None
 
 
-def _masked_and_summed(gradient: Tensor, out: Tensor, relu: bool) -> tuple[Tensor, Tensor]:
-    """The gradient where `out` is positive, or as it is, and its sum over images and places."""
+def gradients_of_bias(gradient: Tensor, out: Tensor, *, relu: bool) -> tuple[Tensor, Tensor]:
+    """The gradients of `add_bias`: of its maps, and of its bias (C,), their sum.
+
+    Args:
+        gradient: of its result `out`, (B, C, H, W); with `relu` that of the maps is 0 where `out`
+            is.
+    """
     gradient, step = _with_row_step(gradient)
     rows, channels = _rows(gradient)
     tile = _tile(channels) | {"ROWS": SUM_ROWS}

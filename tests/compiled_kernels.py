@@ -15,7 +15,15 @@ INTEGERS = (
     "rows channels step parts size places height width out_height out_width of_image of_color "
     "of_row of_column taps"
 ).split()
-CONSTANTS = {"ROWS": 16, "CHANNELS": 32, "BLOCK": 256, "COLUMNS": 64, "STRIDE": 2, "PADDING": 1}
+CONSTANTS = {
+    "ROWS": 16,
+    "CHANNELS": 32,
+    "BLOCK": 256,
+    "COLUMNS": 64,
+    "TAPS": 8,
+    "STRIDE": 2,
+    "PADDING": 1,
+}
 CONSTANTS |= {"BEFORE": 4}
 HALF = "maps shortcut out masked gradient folded to_maps".split()
 OTHERS = {"epsilon": "fp32", "maxima": "*i32", "pixels": "*u8"}
