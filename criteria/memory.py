@@ -36,7 +36,8 @@ class MemoryBank(Criterion):
     An image is not paired with its own entry in M, but it is with entries of the same image from
     earlier epochs. The first ``start`` steps have no memory, only the batch. The memory is stored
     in buffers, so that checkpoints keep it. It is filled in training mode only, with embeddings as
-    they are passed to the loss. Labels and counts stay in the host's memory on every device.
+    they are passed to the loss. Labels and counts stay in the host's memory on every device. How
+    several processes of your own fill it alike is in docs/library.md.
     ``terms``: those of the loss, and remembered, the number of embeddings. Raises ValueError for a
     batch larger than N, and what the loss raises.
     """

@@ -14,11 +14,13 @@ import numpy as np
 import official_layouts
 import pytest
 import tiny
+import together
 import torch
 from conftest import ROOT, link_repository_data, run_cli, run_python, start_python
 from PIL import Image
 from scipy import stats
 
+import losses
 from anchorage.completion import syntaxes
 
 GUIDES = "training evaluation report library datasets demo"
@@ -215,6 +217,42 @@ def test_the_losses_need_the_files_that_are_named_and_no_others(tmp_path):
     (tmp_path / "block.py").write_text(code)
     done = run_python(tmp_path / "block.py", cwd=tmp_path, PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stderr
+
+
+def test_losses_in_several_processes_train_as_in_one(tmp_path):
+    (code,) = (block for block in blocks("python") if "DistributedDataParallel" in block)
+    code = re.sub(r"^dist\..*\n", "", code, flags=re.MULTILINE)  # together.run does that
+
+    def of_two() -> dict[str, torch.Tensor]:
+        names: dict = {}
+        exec(code, names)
+        module, criterion = names["network"].module, names["criterion"]
+        return {"weight": module.weight.detach(), **criterion.state_dict()}
+
+    one, other = together.run(2, of_two, tmp_path)
+    alone = trained_by_one_process(steps=2)
+    for name, value in alone.items():
+        assert torch.equal(one[name], other[name]), name
+        torch.testing.assert_close(one[name], value, msg=name)
+    assert one["taken"] == 32
+
+
+def trained_by_one_process(steps: int) -> dict[str, torch.Tensor]:
+    """What docs/library.md's example of two processes does, in one with the whole batch."""
+    torch.manual_seed(0)
+    network = torch.nn.Linear(64, 512)
+    criterion = losses.MemoryBank(losses.MultiSimilarityLoss(), size=1000, embedding_size=512)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=1e-4)
+    drawn = []
+    for rank in range(2):
+        torch.manual_seed(1 + rank)
+        drawn.append([(torch.randn(8, 64), torch.randint(10, (8,))) for _ in range(steps)])
+    for parts in zip(*drawn, strict=True):
+        images, labels = (torch.cat(part) for part in zip(*parts, strict=True))
+        optimiser.zero_grad()
+        criterion(network(images), labels).backward()
+        optimiser.step()
+    return {"weight": network.weight.detach(), **criterion.state_dict()}
 
 
 def test_export_of_the_demo(demo):
