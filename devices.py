@@ -81,11 +81,31 @@ def pick_device(gpu_id: int) -> torch.device:
         if is_full_gpu(error):
             raise
         raise InputError(
-            f"GPU {device.index} cannot be used: {first_line(error)}; choose "
-            "another --gpu-id, name the GPUs or MIG parts that may be used in "
+            f"GPU {device.index} cannot be used: {first_line(error)}; choose another (--gpu-id N, "
+            'in Python device="cuda:N"), name the GPUs or MIG parts that may be used in '
             "CUDA_VISIBLE_DEVICES (nvidia-smi -L lists them), or compute on the CPU: "
             "CUDA_VISIBLE_DEVICES= before the command"
         ) from error
+    return device
+
+
+def device_named(name: str | torch.device) -> torch.device:
+    """The device that a program names as torch does: `cpu`, `cuda`, `cuda:1`.
+
+    Raises:
+        InputError: torch cannot compute on it here.
+    """
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter from a torch without CUDA
+        if isinstance(error, RuntimeError) and is_full_gpu(error):
+            raise
+        if str(name).startswith("cuda") and not torch.cuda.is_available():
+            why = "this machine has no GPU that torch can use"
+        else:
+            why = f"torch cannot use it here ({first_line(error)})"
+        raise InputError(f"device {name}: {why}; use cpu, or leave it out") from error
     return device
 
 
@@ -130,23 +150,29 @@ def _cpu_says(key: str) -> str:
     return ""
 
 
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}
+"""The precisions of `Precision` by name."""
+
+
 class Precision:
     """The device and the precision (`--amp auto|bf16|fp16|off`) of the network's arithmetic.
 
     The network runs under autocast; losses and proxies stay float32 (they get `.float()` outputs).
 
     Raises:
-        InputError: fp16 on a CPU.
+        InputError: fp16 on a CPU, or an unknown precision.
     """
 
     def __init__(self, amp: str, device: torch.device) -> None:
         if amp == "auto":
             amp = "bf16" if bf16_is_fast(device) else "off"
+        if amp not in DTYPES:
+            raise InputError(f"precision {amp} is unknown; use auto, {', '.join(DTYPES)} (amp=)")
         if amp == "fp16" and device.type != "cuda":
-            raise InputError("--amp fp16 needs a GPU; use --amp bf16 or --amp off on a CPU")
+            raise InputError("fp16 needs a GPU; on a CPU use bf16 or off (--amp, in Python amp=)")
         self.name = amp
         self.device = device
-        self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}[amp]
+        self.dtype = DTYPES[amp]
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
         # oneDNN and cuDNN need channels_last to be fast in reduced precision; for float32 on a CPU
         # it is as fast as the other layout.

@@ -50,13 +50,14 @@ class Command(NamedTuple):
 
 def build(args: argparse.Namespace) -> None:
     """Makes an index of images."""
+    from evaluation.inference import load_run
     from index import graph, making, network, showing, sources
 
     making.check_place(args.index, args.overwrite)
     graph.check_wanted(args.approximate)
     photos = sources.photos_of(args.images)
     say(f"{counted(len(photos))}; opening {args.run}", flush=True)
-    embedder = network.opened(args.run, args.device, args.weights, args.whiten)
+    embedder = load_run(args.run, device=args.device, weights=args.weights, whiten=args.whiten)
     about = network.description(
         args.run, embedder, args.weights, args.index, args.codes, args.whiten
     )

@@ -27,7 +27,7 @@ import dataset
 from dataset.base import ImageSet, PathTable, decode, reason, to_rgb
 from dataset.emoji import Emoji
 from dataset.reading import FROM_FILES
-from devices import Precision, pick_device
+from devices import Precision, device_named, pick_device
 from evaluation.embedding import Viewing, embed, unit_length
 from evaluation.files import on_white
 from evaluation.networks import Opened, open_checkpoint
@@ -188,10 +188,10 @@ def load_run(
             embeddings that are not whitened.
 
     Raises:
-        InputError: there is no usable checkpoint at `path`, its embeddings have fewer entries, or
-            the data for whitening are missing.
+        InputError: there is no usable checkpoint at `path`, its embeddings have fewer entries, the
+            data for whitening are missing, or this machine has no such device or precision.
     """
-    device = pick_device(0) if device is None else torch.device(device)
+    device = pick_device(0) if device is None else device_named(device)
     model, precision = open_model(path, weights), Precision(amp, device)
     model.network.keep(dims)
     if whiten is not None:

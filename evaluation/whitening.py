@@ -110,7 +110,7 @@ def whitened(
     try:
         made = WhitenedNet(network, found, size or len(found.axes))
     except ValueError as error:
-        raise InputError(f"whitening to {size} numbers: {error}") from error
+        raise InputError(str(error)) from error
     return made.to(precision.device)
 
 

@@ -76,22 +76,6 @@ def identity(model: Model) -> str:
     return digest(held.encode())
 
 
-def opened(
-    run: str | Path,
-    device: str | torch.device | None = None,
-    weights: str | None = None,
-    whiten: int | None = None,
-) -> Embedder:
-    """The network of a run; see `load_run`.
-
-    Raises:
-        InputError: there is none, or `device` is a GPU and this machine has none.
-    """
-    if device is not None and torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise InputError("device cuda: this machine has no GPU that torch can use; leave it out")
-    return load_run(run, device=device, weights=weights, whiten=whiten)
-
-
 def embedder_of(
     index: Path,
     about: dict[str, Any],
@@ -108,12 +92,12 @@ def embedder_of(
         InputError: the run is not there, or has another network.
     """
     place = run_of(index, about, run)
-    embedder = opened(place, device, about["weights"], about.get("whiten"))
+    embedder = load_run(place, device=device, weights=about["weights"], whiten=about.get("whiten"))
     if identity(embedder.model) != about["fingerprint"]:
         raise InputError(
             f"{place} holds another network than the one that made {index}, and embeddings of two "
-            "networks cannot be compared; give the run it was made with (--run), or build it again "
-            "with this one"
+            "networks cannot be compared; give the run it was made with (--run, in Python run=), "
+            "or build it again with this one"
         )
     return embedder
 
@@ -139,5 +123,5 @@ def run_of(index: Path, about: dict[str, Any], run: str | Path | None = None) ->
             return place
     raise InputError(
         f"the network that made {index} was in {places[-1]}, which is not there any more; say "
-        "where it is now with --run"
+        "where it is now (--run FOLDER, in Python run=)"
     )

@@ -42,8 +42,8 @@ class Whitening(NamedTuple):
         """
         if not 1 <= size <= len(self.axes):
             raise ValueError(
-                f"whitening to {size} numbers needs as many directions in which the training "
-                f"images vary, and there are {len(self.axes)}; choose at most that"
+                f"whitening to {size} numbers: the training images vary in {len(self.axes)} "
+                f"directions; choose 1 to {len(self.axes)}"
             )
         return (self.axes[:size] / self.variances[:size, None].sqrt()).float()
 

@@ -169,7 +169,7 @@ def _timm() -> ModuleType:
         return importlib.import_module("timm")
     except ImportError as error:
         raise InputError(
-            f"--model {TIMM}NAME needs the package timm, which cannot be loaded here ({error}); "
+            f"models of timm need the package timm, which cannot be loaded here ({error}); "
             f"{installing('timm')}"
         ) from error
 

@@ -182,6 +182,33 @@ def test_load_run_repeats_the_embeddings_of_an_evaluation(trained):
     np.testing.assert_array_equal(checkpoint(paths), found)
 
 
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        pytest.param(
+            {"device": "cuda"},
+            "device cuda: this machine has no GPU that torch can use; use cpu, or leave it out",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
+        ({"device": "gpu"}, "device gpu: torch cannot use it here .*; use cpu, or leave it out"),
+        (
+            {"device": "cpu", "amp": "fp16"},
+            r"fp16 needs a GPU; on a CPU use bf16 or off \(--amp, in Python amp=\)",
+        ),
+        (
+            {"device": "cpu", "amp": "fp32"},
+            r"precision fp32 is unknown; use auto, bf16, fp16, off \(amp=\)",
+        ),
+        ({"device": "cpu", "dims": 9}, "9 dimensions cannot be taken .* choose 1 to 8"),
+        ({"device": "cpu", "weights": "mean"}, "weights 'mean' is unknown; use ema, raw"),
+        ({"device": "cpu", "whiten": 99}, "whitening to 99 numbers: the .*; choose 1 to [1-8]"),
+    ],
+)
+def test_load_run_names_the_argument_that_it_cannot_take(trained, asked, said):
+    with pytest.raises(InputError, match=f"^{said}$"):
+        load_run(trained / "run", **asked)
+
+
 def test_pictures_are_turned_upright_and_stay_as_they_are(trained, tmp_path):
     paths = write_blobs(tmp_path / "blobs", 4)
     embed = load_run(trained / "run", device="cpu", amp="off")

@@ -855,7 +855,7 @@ def test_a_gpu_that_cannot_be_used_is_a_sentence(said, two_gpus, monkeypatch) ->
     first, *_ = said.splitlines()
     with pytest.raises(InputError) as raised:
         pick_device(1)
-    assert str(raised.value).startswith(f"GPU 1 cannot be used: {first}; choose another --gpu-id")
+    assert str(raised.value).startswith(f"GPU 1 cannot be used: {first}; choose another (--gpu-id")
     assert "\n" not in str(raised.value)
 
 

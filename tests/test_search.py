@@ -38,7 +38,6 @@ from index import (
     graph,
     journal,
     making,
-    network,
     pictures,
     sources,
 )
@@ -1545,7 +1544,7 @@ def test_a_network_that_gives_no_numbers_makes_no_index(
     embed = load_run(shop / "run")
     with torch.no_grad():  # as of a training that has diverged
         next(embed.model.network.parameters()).fill_(float("nan"))
-    monkeypatch.setattr(network, "load_run", lambda *_, **__: embed)
+    monkeypatch.setattr("evaluation.inference.load_run", lambda *_, **__: embed)
     said = refusal_of(f"build run --images {shop}/photos --index {shop}/x.index", capsys)
     assert "makes NaN or infinity of 24 of 24 images" in said
     assert not (shop / "x.index").exists()
@@ -1741,9 +1740,9 @@ def test_photos_and_index_move_together_and_apart(
     assert said.count("(file gone)") == 3
     (shop / "run").rename(shop / "other")
     asked = f"query {alone} {shop}/photos/eval1/0.png"
-    assert "say where it is now with --run" in refusal_of(asked, capsys)
+    assert "say where it is now (--run FOLDER, in Python run=)" in refusal_of(asked, capsys)
     command(f"{asked} --run {shop}/other")
-    assert "say where it is now with --run" in refusal_of(asked, capsys)
+    assert "say where it is now (--run FOLDER, in Python run=)" in refusal_of(asked, capsys)
     command(f"add {alone} {shop}/photos --run {shop}/other")  # which the index notes
     command(asked)
     command(f"compact {alone}")
