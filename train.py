@@ -48,7 +48,6 @@ from training.state import Training
 from utils import sentence_errors
 
 
-@dataset.asked_once()
 def prepare(args: Options, *, run: RunFolder | None = None) -> Training:
     """Builds and checks everything a run needs, before anything is written.
 
@@ -255,18 +254,19 @@ def main(args: Options) -> None:
 
 def _train(args: Options, run: RunFolder | None) -> None:
     """Prepares a run, or continues it from its last checkpoint, and trains it to the end."""
-    training = prepare(args, run=run)
-    if args.dry_run:
-        with door.answering():
-            say(describe(training))
-        return
-    if args.resume == "auto" and run is not None and start.is_finished(run):
-        say(f"this run is finished: {run.path}")
-        return
-    say(describe(training), flush=True)
-    logging.getLogger().setLevel(logging.WARNING)
-    with notice_if_slow("making the run folder, and fingerprints of the images"):
-        run, state = start.open_folder(args, run, training)
+    with dataset.asked_once():  # about the files: both parts look at all of them
+        training = prepare(args, run=run)
+        if args.dry_run:
+            with door.answering():
+                say(describe(training))
+            return
+        if args.resume == "auto" and run is not None and start.is_finished(run):
+            say(f"this run is finished: {run.path}")
+            return
+        say(describe(training), flush=True)
+        logging.getLogger().setLevel(logging.WARNING)
+        with notice_if_slow("making the run folder, and fingerprints of the images"):
+            run, state = start.open_folder(args, run, training)
     if state is not None:
         start.go_back(run, training, state)
     row = None if state is None else state["row"]

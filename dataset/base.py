@@ -79,7 +79,14 @@ class PathTable(Sequence[str]):
 
     def names(self) -> Iterator[str]:
         """Every string without the prefix."""
-        return (self.name(index) for index in range(len(self)))
+        start = 0
+        for end in self._ends.tolist():
+            yield self._blob[start:end].decode("utf-8", "surrogateescape")
+            start = end
+
+    def __iter__(self) -> Iterator[str]:
+        """Every string; several times faster than one by one."""
+        return (self.prefix + name for name in self.names())
 
     def take(self, indices: Sequence[int] | np.ndarray) -> PathTable:
         """A table of the strings at `indices`."""

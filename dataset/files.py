@@ -251,7 +251,8 @@ class OnDisk:
     def __init__(self, folder: str) -> None:
         self.folder = folder
         self._spelled: dict[str, str] = {}  # folders
-        self._names: dict[str, tuple[set[str], dict[str, str]]] = {}
+        self._names: dict[str, set[str]] = {}  # in each folder
+        self._alike: dict[str, dict[str, str]] = {}  # the same, by how they compare
 
     def __call__(self, path: str) -> str:
         """A path, relative or absolute, as spelled on disk; unchanged if nothing is there."""
@@ -270,19 +271,26 @@ class OnDisk:
         # Every folder is listed once, which is much faster than checking every file.
         parent, slash, name = path.rpartition("/")
         inside = self._folder(parent) if parent else ""
-        exact, alike = self._names_in(inside + slash)
-        return f"{inside}{slash}{name if name in exact else alike.get(folded(name), name)}"
+        place = inside + slash
+        if name not in self._names_in(place):
+            name = self._alike_in(place).get(folded(name), name)
+        return place + name
 
     def _folder(self, path: str) -> str:
         if path not in self._spelled:
             self._spelled[path] = path if self.is_there(path) else self._file(path)
         return self._spelled[path]
 
-    def _names_in(self, inside: str) -> tuple[set[str], dict[str, str]]:
-        if inside not in self._names:
+    def _names_in(self, place: str) -> set[str]:
+        if place not in self._names:
             try:
-                names = sorted(os.listdir(self._place(inside)), reverse=True)  # noqa: PTH208
+                self._names[place] = set(os.listdir(self._place(place)))  # noqa: PTH208
             except OSError:
-                names = []
-            self._names[inside] = set(names), {folded(name): name for name in names}
-        return self._names[inside]
+                self._names[place] = set()
+        return self._names[place]
+
+    def _alike_in(self, place: str) -> dict[str, str]:
+        if place not in self._alike:
+            names = sorted(self._names_in(place), reverse=True)
+            self._alike[place] = {folded(name): name for name in names}
+        return self._alike[place]

@@ -18,8 +18,8 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,7 +31,7 @@ from dataset.inventory import admitted_bad_images, share_admitting
 from dataset.kept import VERSION, default_folder, name_of, versions_of
 from dataset.own import LEAST_CLASSES
 from dataset.reading import FROM_FILES, Reading
-from dataset.statuses import ASKED_AT_ONCE
+from dataset.statuses import ASKED_AT_ONCE, answers
 from machine import cores
 from storage import load_arrays, save_arrays
 from utils import InputError, join_words
@@ -40,8 +40,8 @@ logger = logging.getLogger("dataset")
 
 DECODED_AT_ONCE = 20_000  # images of an evaluation: 45 s on two cores
 REMEMBERED = 500  # with fewer images, results are not worth storing
+MANY = 100_000  # files: looking at them takes seconds
 _LOOKED_AT, _DECODED = 1, 2  # which checks a sound image has passed
-_AT_ONCE = 64  # images per task of a thread
 _NAMED = 3
 
 _SIDES = {"train": "training", "eval": "evaluation"}
@@ -184,28 +184,27 @@ def _of_cache(images: ImageSet, reading: Reading) -> dict[int, str]:
 def _looked_at(images: ImageSet, indices: np.ndarray, decoded: bool) -> dict[int, str]:
     """Check some images, and return the unreadable ones."""
 
-    def look(part: np.ndarray) -> dict[int, str]:
-        found = {}
-        for index in part.tolist():
-            if decoded or not looks_whole(images.paths[index]):
-                reason = why_unreadable(images, index)
-                if reason is not None:
-                    found[index] = reason
-        return found
+    def look(index: int) -> str | None:
+        whole = not decoded and looks_whole(images.paths[index])
+        return None if whole else why_unreadable(images, index)
 
-    if decoded and len(indices) >= REMEMBERED:
-        announcements.info("decoding %s evaluation images once, to check them", f"{len(indices):,}")
-    parts = [indices[start : start + _AT_ONCE] for start in range(0, len(indices), _AT_ONCE)]
-    bad: dict[int, str] = {}
+    _announce(len(indices), images.split, decoded)
     title = "checking the images" if decoded else "checking the files"
-    bar = Bar(title, len(indices), delay=1)
     # Pillow releases the interpreter lock while it decodes, so threads keep all cores busy; the
     # check of a file mostly waits for the disk.
-    with ThreadPoolExecutor(cores() if decoded else ASKED_AT_ONCE) as pool, bar:
-        for part, found in zip(parts, pool.map(look, parts), strict=True):
-            bad |= found
-            bar.update(len(part))
-    return bad
+    places = indices.tolist()
+    reasons = answers(look, places, cores() if decoded else ASKED_AT_ONCE)
+    pairs = zip(places, Bar(title, len(places), delay=1, iterable=reasons), strict=True)
+    return {index: reason for index, reason in pairs if reason is not None}
+
+
+def _announce(count: int, split: str, decoded: bool) -> None:
+    """Say what takes long, where no progress bar does."""
+    which = f"{count:,} {_SIDES['train' if split == 'train' else 'eval']} images"
+    if decoded and count >= REMEMBERED:
+        announcements.info("decoding %s once, to check them", which)
+    elif not decoded and count >= MANY:
+        announcements.info("looking at the files of %s once, to check them", which)
 
 
 # --- stored results -------------------------------------------------------------------------------
@@ -222,36 +221,57 @@ def _memory(images: ImageSet) -> Iterator[np.ndarray]:
         yield known
         return
     versions = versions_of(images, known=True)
-    file, kept = None, {}
+    file, kept = None, _Kept.nothing()
     with contextlib.suppress(InputError):
         file = default_folder() / "readable" / f"{name_of(images, 'readable', 2)}.npz"
         kept = _remembered(file)
-    known[:] = [kept.get(version, 0) for version in versions.tolist()]
+    known[:] = kept.levels(versions)
     before = known.copy()
     yield known
     if file is not None and (known != before).any():
-        _remember(file, kept, versions, known)
+        kept.store(file, versions, known)
 
 
-def _remembered(file: Path) -> dict[tuple, int]:
-    """Version → the checks it has passed; {} if the file is missing or damaged."""
+class _Kept(NamedTuple):
+    """The `versions` (M,) of images, each image once, and the checks `known` (M,) they passed."""
+
+    versions: np.ndarray
+    known: np.ndarray
+
+    @classmethod
+    def nothing(cls) -> _Kept:
+        """Without any image."""
+        return cls(np.empty(0, VERSION), np.empty(0, np.uint8))
+
+    def levels(self, versions: np.ndarray) -> np.ndarray:
+        """(N,) the checks that each of these versions has passed."""
+        if not len(self.known):
+            return np.zeros(len(versions), np.uint8)
+        order = np.argsort(self.versions["who"])
+        stored, known = self.versions[order], self.known[order]
+        places = np.searchsorted(stored["who"], versions["who"])
+        places = np.minimum(places, len(stored) - 1)
+        same = [stored[field][places] == versions[field] for field in VERSION.names]
+        return np.where(np.logical_and.reduce(same), known[places], 0)
+
+    def store(self, file: Path, versions: np.ndarray, known: np.ndarray) -> None:
+        """Store the checks that these versions have passed; entries of other images stay."""
+        others = ~np.isin(self.versions["who"], versions["who"])
+        _, first = np.unique(versions["who"], return_index=True)
+        first = first[(known[first] > 0) & (versions["size"][first] >= 0)]
+        parts = {
+            "versions": np.concatenate([self.versions[others], versions[first]]),
+            "known": np.concatenate([self.known[others], known[first]]),
+        }
+        with contextlib.suppress(InputError):
+            save_arrays(file, parts, small=True)
+
+
+def _remembered(file: Path) -> _Kept:
+    """What is stored; nothing if the file is missing or damaged."""
     with contextlib.suppress(InputError, KeyError):
         parts = load_arrays(file, "what is known of images")
         versions, known = parts["versions"], parts["known"]
         if versions.dtype == VERSION and versions.shape == known.shape == (len(known),):
-            return dict(zip(versions.tolist(), known.tolist(), strict=True))
-    return {}
-
-
-def _remember(file: Path, kept: dict[tuple, int], versions: np.ndarray, known: np.ndarray) -> None:
-    """Store the checks that these images have passed; entries of other images stay."""
-    these = set(versions["who"].tolist())
-    found = {version: level for version, level in kept.items() if version[0] not in these}
-    levels = zip(versions.tolist(), known.tolist(), strict=True)
-    found |= {version: level for version, level in levels if level and version[1] >= 0}
-    parts = {
-        "versions": np.array(list(found), VERSION),
-        "known": np.array(list(found.values()), np.uint8),
-    }
-    with contextlib.suppress(InputError):
-        save_arrays(file, parts, small=True)
+            return _Kept(versions, known)
+    return _Kept.nothing()

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -32,6 +33,7 @@ from dataset.readable import unreadable
 from dataset.reading import Reading
 from dataset.showing import as_text
 from training import start
+from training.state import Training
 from utils import InputError
 
 RNG = np.random.default_rng(0)
@@ -445,7 +447,31 @@ def test_a_disk_that_answers_slowly_is_asked_for_many_files_at_once(
     assert versions_of(images)["size"].tolist() == list(range(1, 641))
 
 
-def test_a_start_asks_twice_for_each_file_and_a_look_of_its_own_anew(
+def test_a_disk_that_answers_at_once_is_asked_without_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They only waited for each other, and took more than twice as long."""
+    monkeypatch.setattr(statuses, "ThreadPoolExecutor", lambda _: pytest.fail("threads"))
+    monkeypatch.setattr(statuses, "_WAITS", 1.0)  # seconds: nothing on this disk takes so long
+    for number in range(640):
+        (tmp_path / f"{number}.jpg").write_bytes(b"x" * (number + 1))
+    names = [f"{number}.jpg" for number in range(640)]
+    found = statuses.statuses(PathTable(names, f"{tmp_path}/"))
+    assert found["size"].tolist() == list(range(1, 641))
+
+
+def test_a_first_look_at_very_many_files_is_told(
+    many: ImageSet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(readable, "MANY", len(many))
+    told = f"looking at the files of {len(many):,} evaluation images once, to check them"
+    for expected in ([told], []):
+        caplog.clear()
+        unreadable(many, whole=False)
+        assert [record.message for record in caplog.records] == expected
+
+
+def test_a_start_asks_once_for_each_file_and_a_look_of_its_own_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before it trains, and for the fingerprints that the run keeps: not five times.
@@ -460,12 +486,17 @@ def test_a_start_asks_twice_for_each_file_and_a_look_of_its_own_anew(
         return ask(path, **more)
 
     monkeypatch.setattr(os, "stat", noted)
-    args = tiny.parse(images, f"--LOG_DIR {tmp_path} --name run")
-    training = train.prepare(args)
-    first = training.data.train
-    assert {asked[path] for path in first.paths} == {1 + 1}
-    start.open_folder(args, None, training)
-    assert {asked[path] for path in first.paths} == {2 + 2}
+    begun: list[Training] = []
+
+    def stop(args: object, run: object, training: Training, state: object) -> NoReturn:
+        begun.append(training)
+        raise SystemExit
+
+    monkeypatch.setattr(start, "open_tracker", stop)
+    with pytest.raises(SystemExit):
+        train.main(tiny.parse(images, f"--LOG_DIR {tmp_path} --name run"))
+    first = begun[0].data.train
+    assert {asked[path] for path in first.paths} == {1 + 2}
     assert first.missing() == []  # outside the start: asked for as it is now
     Path(first.paths[0]).unlink()
     assert first.missing() == [first.paths[0]]

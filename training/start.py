@@ -133,7 +133,6 @@ def is_finished(run: RunFolder) -> bool:
     return processes.from_main(lambda: run.is_finished)
 
 
-@dataset.asked_once()
 def open_folder(
     args: Options, run: RunFolder | None, training: Training
 ) -> tuple[RunFolder, Checkpoint | None]:
