@@ -68,15 +68,15 @@ class Learned:
             weights = F.normalize(weights.float(), dim=1).unflatten(0, (len(names), -1)).mean(dim=1)
         return F.normalize(weights.float(), dim=1)
 
+    @property
+    def few_proxies(self) -> torch.Tensor | None:
+        """(C, d) `proxies` that can be compared with each other; None if more than `COMPARED`."""
+        return None if self.proxies is None or len(self.proxies) > COMPARED else self.proxies
+
     @cached_property
     def crowding(self) -> torch.Tensor | None:
-        """(C,) the cosine of each class's proxy to the nearest other one.
-
-        None without proxies, and with more than `COMPARED`.
-        """
-        if self.proxies is None or len(self.proxies) > COMPARED:
-            return None
-        return nearest_proxy(self.proxies)
+        """(C,) the cosine of each class's proxy to the nearest other one; of `few_proxies`."""
+        return None if self.few_proxies is None else nearest_proxy(self.few_proxies)
 
     @cached_property
     def drawn(self) -> dict[int, torch.Tensor]:

@@ -103,10 +103,10 @@ def about_margins(learned: Learned, values: np.ndarray) -> str:
         "their class lower it; the loss's third term raises it, the more the nearer other proxies "
         "are."
     )
-    if learned.proxies is None:
+    if (proxies := learned.few_proxies) is None:
         return said
     delta = learned.record.options.delta
-    pulls = AMLoss.raising(learned.proxies, torch.from_numpy(np.asarray(values)).float(), delta)
+    pulls = AMLoss.raising(proxies, torch.from_numpy(np.asarray(values)).float(), delta)
     least, most = float(pulls.min()), float(pulls.max())
     ends = dict.fromkeys((f"{least:.4f}", f"{most:.4f}"))
     range_ = " to ".join(ends)

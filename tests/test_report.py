@@ -791,6 +791,8 @@ def test_of_more_proxies_than_can_all_be_compared_no_nearest_are_shown():
     margins = np.full((2, count), 0.5)
     learned = learned_by_classes(margins, SPREADS, torch.randn(count, 2))
     assert learned.crowding is None and not list(sections.proxies(learned))
+    about = values.about_margins(learned, margins[-1])  # which would compare them all as well
+    assert "raises it" in about and "it pulls" not in about
     few = learned_by_classes(margins[:, :60], SPREADS, torch.randn(60, 16))
     assert list(sections.proxies(few))
 
