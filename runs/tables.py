@@ -173,11 +173,13 @@ class ClassHistory:
 
     Arrays: `names` and `images` (C,), the numbers of images; `epoch` and `step` (E,), as in
     metrics.csv; and an array (E, C) for each value that is learned for every class, such as
-    AMLoss's `margin`.
+    AMLoss's `margin`. In an array of strings each takes as much room as the longest: in the file,
+    very long names are the bytes of a JSON list instead.
     """
 
     most_rows, least_rows = 200, 10  # if there are more, every second one is removed
     most_values = 200 * 11_318  # 9 MB of margins; the file is rewritten in every epoch
+    most_letters = 2**22  # 16 MB of an array of strings
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -192,6 +194,9 @@ class ClassHistory:
             return {}
         content = load_arrays(self.path, "the table of classes")
         with damage_in_words(str(self.path), "delete it, and the run without it is read"):
+            if content["names"].dtype == np.uint8:
+                names = json.loads(content["names"].tobytes())
+                content["names"] = np.array(list(map(str, names)), dtype=object)
             _check_history(content)
         return content
 
@@ -217,7 +222,7 @@ class ClassHistory:
         room = max(self.least_rows, self.most_values // max(1, len(names)))
         if len(rows["step"]) > min(self.most_rows, room):
             rows = {name: value[::-2][::-1] for name, value in rows.items()}
-        self._write({"names": np.array(names, dtype=str), "images": images, **rows})
+        self._write({"names": np.array(names, dtype=object), "images": images, **rows})
 
     @main_only
     def keep_before(self, step: int) -> None:
@@ -231,13 +236,18 @@ class ClassHistory:
 
     def _write(self, content: dict[str, np.ndarray]) -> None:
         need_folder(self.path.parent)
-        save_arrays(self.path, content, small=True)
+        save_arrays(self.path, {**content, "names": self._packed(content["names"])}, small=True)
+
+    def _packed(self, names: np.ndarray) -> np.ndarray:
+        if len(names) * max(map(len, names), default=0) <= self.most_letters:
+            return names.astype(str)
+        return np.frombuffer(json.dumps(names.tolist()).encode(), np.uint8)
 
 
 def _check_history(content: Mapping[str, np.ndarray]) -> None:
     """Raises KeyError or ValueError if arrays are not those of a `ClassHistory`."""
     names, images = content["names"], content["images"]
-    fine = names.dtype.kind == "U" and images.dtype.kind in "iu"
+    fine = names.dtype.kind in "UO" and images.dtype.kind in "iu"
     fine = fine and names.ndim == 1 and names.shape == images.shape and (images >= 0).all()
     rows = {"epoch": content["epoch"], **content}
     del rows["names"], rows["images"]

@@ -1084,6 +1084,24 @@ def test_class_history_of_many_classes_has_fewer_rows(classes, least, most, tmp_
     assert found["margin"][:, -1] == pytest.approx(found["step"] / 10)
 
 
+def test_class_history_with_a_very_long_name_takes_no_room_for_it_at_the_others(tmp_path):
+    """An array of strings would: 180 MB, and seconds in every epoch."""
+    names = [f"cup {number}" for number in range(5000)] + ["löng \udcff " * 400]
+    ones, file = np.ones(5001, int), tmp_path / "classes.npz"
+    history = ClassHistory(file)
+    history.append(1, 4, names, ones, {"margin": np.full(5001, 0.1)})
+    history.append(2, 8, names, ones, {"margin": np.full(5001, 0.2)})
+    history.keep_before(8)
+    found = history.load()
+    assert found["names"].tolist() == names and found["step"].tolist() == [4]
+    with np.load(file) as arrays:
+        assert sum(array.nbytes for array in arrays.values()) < 1e6
+    history = ClassHistory(tmp_path / "short.npz")
+    history.append(1, 4, names[:9], ones[:9], {})
+    with np.load(tmp_path / "short.npz") as arrays:  # as other programs have always read them
+        assert arrays["names"].tolist() == names[:9]
+
+
 def test_continued_run_has_every_epoch_of_its_classes_once(images, tmp_path):
     folder = tiny.run(images, tmp_path, "run", "--loss AMLoss --epochs 1 --warm 0")
     tiny.resume(folder, "--epochs 3")
