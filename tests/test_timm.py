@@ -309,7 +309,7 @@ def test_what_cannot_be_built_is_one_sentence(described: dict, words: str) -> No
 
 def test_without_timm_all_else_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(InputError, match=r"needs the package timm.*pip install timm -c"):
+    with pytest.raises(InputError, match=r"need the package timm.*pip install timm -c"):
         net.find_backbone("timm:test_vit")
     assert net.build(Architecture("resnet10", 8, width=0.125)).embedding_size == 8
 
