@@ -34,6 +34,8 @@ WRITTEN = (
     *("args.json", "environment.json", "metrics.csv", "results.json", "checksums.json", "*.pth"),
     *("non_finite.json", "margins.csv", "classes.npz", "whitening*.npz"),
 )
+BEGUN = ("args.json", "environment.json", "checksums.json", BASE)
+"""What a run writes before its first checkpoint."""
 NOT_A_STATE = "it holds weights, and not the state of a training that could go on"
 
 
@@ -157,27 +159,40 @@ class RunFolder:
         environment: dict[str, Any],
         base: dict[str, Any] | None = None,
     ) -> None:
-        """Writes the first files of a new run, and locks the folder.
+        """Writes the first files of a new run, or of one that has saved nothing; locks the folder.
 
         Args:
             base: the content of base.pth, if the run has one.
 
         Raises:
-            InputError: the files cannot be written. The folder is removed then, and after a Ctrl-C.
+            HeldError: another process is at work in the folder.
+            InputError: the files cannot be written. They are removed then, and after a Ctrl-C.
         """
+        if self.path.joinpath("args.json").is_file():
+            self.hold()
         try:
             self.write_args(args)
             self.hold()  # a folder without a checkpoint looks like one that a killed run has left
             self.write_environment(environment)
             if base is not None:
                 self._write_base(base)
+        except HeldError:
+            raise
         except BaseException:
-            shutil.rmtree(self.path, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                for name in BEGUN:
+                    self.path.joinpath(name).unlink(missing_ok=True)
+                self.path.rmdir()
             raise
 
     @main_only
     def _write_base(self, base: dict[str, Any]) -> None:
         save_tensors(self.path / BASE, {"format": FORMAT, **base})
+
+    @property
+    def has_saved_nothing(self) -> bool:
+        """Whether the run ended before its first checkpoint, so that it can only begin anew."""
+        return {file.name for file in files_of(self.path)} <= set(BEGUN)
 
     @property
     def is_finished(self) -> bool:
@@ -421,7 +436,11 @@ def _remove(path: Path, why: str) -> None:
 
 
 def find_run(
-    parent: str | Path, name: str | None, closeness: Callable[[dict[str, Any]], int]
+    parent: str | Path,
+    name: str | None,
+    closeness: Callable[[dict[str, Any]], int],
+    *,
+    saved: bool = True,
 ) -> RunFolder | None:
     """The run under `parent` whose options are closest, among those with a checkpoint.
 
@@ -431,6 +450,7 @@ def find_run(
     Args:
         name: --name, which may begin with folders (`ablation/first`).
         closeness: of a run's options to those that are looked for; 0 means another run.
+        saved: False: to look among the runs that have saved nothing instead.
 
     Raises:
         InputError: the options of the run `name` cannot be read.
@@ -440,10 +460,11 @@ def find_run(
     folders = [Path(folder) / below for folder in (parent, home_logs()) if folder]
     for file in (file for folder in folders for file in folder.glob("*/args.json")):
         run = RunFolder(file.parent)
-        last = run.path / "last.pth"
         try:
-            if last.is_file() and (close := closeness(run.read_args())):
-                found.append((close, last.stat().st_mtime_ns, run))
+            wanted = run.checkpoint.is_file() if saved else run.has_saved_nothing
+            if wanted and (close := closeness(run.read_args())):
+                newest = run.checkpoint if saved else file
+                found.append((close, newest.stat().st_mtime_ns, run))
         except InputError as error:
             if name and run.path.name == Path(name).name:
                 raise

@@ -298,6 +298,30 @@ def test_resume_auto_continues_finds_the_end_and_tells_other_runs_apart(
     assert (tmp_path / "run-2").is_dir()
 
 
+def test_a_command_killed_before_its_first_checkpoint_begins_anew_in_its_folder(
+    images, tmp_path, monkeypatch
+) -> None:
+    """Another folder beside it would be called run-2, which nobody asked for."""
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    for name, flags in (("run", "--seed 4 --resume auto"), ("run", "--seed 5 --resume auto")):
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(train.Keeper, "save", killed)
+            tiny.run(images, tmp_path, name, f"--epochs 1 {flags}")
+    (tmp_path / "run" / "job.log").write_text("a file of the user's own")
+    for _ in range(2):
+        tiny.run(images, tmp_path, "run", "--epochs 1 --resume auto --seed 4")
+    tiny.run(images, tmp_path, "run", "--epochs 1 --resume auto --seed 5")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run-2"]
+    assert (tmp_path / "run" / "job.log").is_file()
+    for folder, seed in ((tmp_path / "run", 4), (tmp_path / "run-2", 5)):
+        whole = tiny.run(images, tmp_path / "whole", f"of-{seed}", f"--epochs 1 --seed {seed}")
+        assert same(weights(folder), weights(whole)) and (folder / "results.json").is_file()
+        assert RunFolder(folder).read_args()["seed"] == seed
+
+
 def test_a_run_whose_folder_is_moved_away_and_back_ends_like_any_other(
     images, tmp_path, monkeypatch, caplog
 ) -> None:
@@ -496,6 +520,31 @@ def try_to_hold(folder: Path) -> None:
 
 
 FORK = multiprocessing.get_context("fork")
+
+
+def test_a_folder_in_which_a_run_just_begins_is_left_to_it(images, tmp_path, monkeypatch) -> None:
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    flags = "--epochs 1 --resume auto"
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(train.Keeper, "save", killed)
+        tiny.run(images, tmp_path, "run", flags)
+    begun = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+
+    def begin_too() -> None:
+        try:
+            RunFolder(tmp_path / "run").begin({"epochs": 1}, {})
+        except HeldError:
+            os._exit(3)
+
+    held = RunFolder(tmp_path / "run")
+    held.hold()
+    other = FORK.Process(target=begin_too)
+    other.start()
+    other.join()
+    assert other.exitcode == 3
+    assert begun == {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
 
 
 def test_a_run_stays_held_while_its_options_are_written_anew(tmp_path, monkeypatch) -> None:

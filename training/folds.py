@@ -7,7 +7,6 @@ it was when it is given again. The test classes are not used.
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -47,7 +46,6 @@ def train_each(args: Options, words: Sequence[str]) -> int:
         path = folder / f"fold{fold}"
         say(f"\nfold {fold} of {args.folds}: {path}", flush=True)
         if not (path / "results.json").is_file():
-            _clear(path)
             status = processes.run([*command, *_of_fold(args, folder, fold)], _environment())
             if status:
                 return _print_unfinished(status, fold, args)
@@ -75,18 +73,6 @@ def _check_same(args: Options, words: Sequence[str], folder: Path) -> None:
                 f"{path} is of a command with other flags; give this one another --name, or "
                 f"remove {folder}"
             )
-
-
-def _clear(path: Path) -> None:
-    """Removes what is left of a start that was killed before its first checkpoint.
-
-    It cannot be continued, and the fold would be trained in another folder beside it.
-    """
-    begun = RunFolder(path)
-    if (path / "args.json").is_file() and not begun.checkpoint.is_file():
-        begun.hold()  # unless it is just being begun
-        if not begun.metrics.path.is_file():
-            shutil.rmtree(path)
 
 
 def _of_fold(args: Options, folder: Path, fold: int) -> list[str]:

@@ -161,10 +161,24 @@ def open_folder(
     begun = chosen["checkpoint"] and str(checkpoint_file(chosen["checkpoint"]))
     training.base = describe_base(network, chosen["pretrained"], begun)
     base = training.base and {**training.base, "base_state_dict": network.base_state()}
-    name = args.name or run_name(args.dataset, args.model, args.loss, args.remark)
-    run = processes.from_main(partial(RunFolder.create, args.LOG_DIR, name))
+    run = processes.from_main(partial(_new_folder, args))
     processes.from_main(partial(run.begin, training.options, about, base))
     return run, None
+
+
+def _new_folder(args: Options) -> RunFolder:
+    """The folder of a run that begins.
+
+    --resume auto takes the one in which this same command has begun before, if that start was
+    killed before it saved anything.
+    """
+    if args.resume == "auto":
+        closeness = options.closeness(options.plain(args))
+        begun = find_run(args.LOG_DIR, args.name, closeness, saved=False)
+        if begun is not None:
+            return begun
+    name = args.name or run_name(args.dataset, args.model, args.loss, args.remark)
+    return RunFolder.create(args.LOG_DIR, name)
 
 
 def go_back(run: RunFolder, training: Training, state: Checkpoint) -> None:
