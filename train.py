@@ -60,6 +60,7 @@ def prepare(args: Options, *, run: RunFolder | None = None) -> Training:
     device = pick_device(processes.gpu(args.gpu_id))
     precision = Precision(start.precision_of(args, run), device)
     processes.check_alike(precision.shared, "give all the same --amp, and machines that are alike")
+    setup.check(args, continued=run is not None)
     seed_everything(args.seed, args.deterministic)
     held_out = run_data.HeldOut(args.val_classes, args.val_fold, args.seed, args.val_folds)
     choice = dataset.Choice.of(args)
@@ -245,8 +246,7 @@ def fit(training: Training, keeper: Keeper, signals: Signals, row: MetricsRow | 
 def main(args: Options) -> None:
     """Runs train.py with parsed options."""
     # All processes would print the same warnings while a run is built, so only one does.
-    level = logging.WARNING if processes.is_main() else logging.ERROR
-    hear(level)
+    hear(logging.WARNING if processes.is_main() else logging.ERROR)
     args, run = start.to_continue(args)
     with start.without_explained_warnings(args), memory_in_words(args.batch_size, args.image_size):
         _train(args, run)

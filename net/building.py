@@ -13,7 +13,7 @@ from net.peft import fingerprint
 from net.weights import imagenet_file, load_pretrained
 from runs import Checkpoint, checked, is_ours, with_base
 from runs import load_checkpoint as read
-from storage import load_tensors
+from storage import load_tensors, need_file
 from utils import InputError
 
 
@@ -43,14 +43,28 @@ def build(
         )
     if masks is not None and architecture.head != "linear":
         raise InputError(f"masks need a linear head; use --head linear, not {architecture.head}")
-    if pretrained == "imagenet":
-        _check_imagenet_fits(architecture)
+    check_pretrained(architecture, pretrained)
     backbone = architecture.build_backbone()
     if pretrained not in (None, "none"):
         record = architecture.backbone
         file = imagenet_file(record) if pretrained == "imagenet" else Path(pretrained)
         load_pretrained(backbone, record, _content(file), file)
     return EmbeddingNet(architecture, backbone, masks)
+
+
+def check_pretrained(architecture: Architecture, pretrained: str | None) -> None:
+    """Checks initial weights as far as nothing has to be downloaded or read for that.
+
+    Args:
+        pretrained: see `build`.
+
+    Raises:
+        InputError: the ImageNet weights do not fit the architecture, or there is no such file.
+    """
+    if pretrained == "imagenet":
+        _check_imagenet_fits(architecture)
+    elif pretrained not in (None, "none"):
+        need_file(Path(pretrained), "weights file")
 
 
 def _check_imagenet_fits(architecture: Architecture) -> None:

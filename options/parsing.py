@@ -17,6 +17,7 @@ from typing import Any
 import criteria
 import dataset
 import methods
+import net
 from dataset.files import is_file
 from flags import SWITCH, Flag, Group, Options
 from machine import expanded
@@ -222,6 +223,7 @@ def parse_train(argv: Sequence[str] | None = None) -> Options:
         check_name(args)
         dataset.find(args.dataset)
         _check_loss(args, entries, parser)
+        net.find_backbone(args.model)
         args = as_published(as_suited(args))
         if args.sweep:
             args = _without_unread(args, entries)

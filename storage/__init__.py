@@ -11,6 +11,7 @@ arrays     .npz
 Nothing here loads torch or NumPy before it is needed.
 """
 
+from storage.archives import need_file
 from storage.arrays import load_arrays, save_arrays
 from storage.locks import HeldError, held, lock, open_locked
 from storage.space import can_be_made, free_space, in_bytes, need_room

@@ -80,6 +80,13 @@ def _digest_of(file: BinaryIO, end: int) -> bytes:
     return found.hexdigest().encode()
 
 
+def need_file(path: Path, what: str) -> None:
+    """Raises InputError if there is no file at `path`; `what` is in front of it in the sentence."""
+    if not path.is_file():
+        found = "is a folder; give a file" if path.is_dir() else "does not exist; check the path"
+        raise InputError(f"{what} {path} {found}")
+
+
 @contextlib.contextmanager
 def opened(path: Path, what: str) -> Iterator[BinaryIO]:
     """Opens a file whose checksum, if it has one, is right.
@@ -88,9 +95,7 @@ def opened(path: Path, what: str) -> Iterator[BinaryIO]:
         InputError: it is missing, cannot be opened, or differs from its checksum.
     """
     path = Path(path)
-    if not path.is_file():
-        found = "is a folder; give a file" if path.is_dir() else "does not exist; check the path"
-        raise InputError(f"{what} {path} {found}")
+    need_file(path, what)
     try:
         file = path.open("rb")
     except OSError as error:

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from conftest import ROOT, SMALL, files_in, on_a_terminal, run_cli, run_python
+from conftest import ROOT, SMALL, files_in, on_a_terminal, refusal, run_cli, run_python
 
+import options
 from training import compiling
 from training.describing import describe
 from utils import InputError
@@ -169,7 +170,7 @@ def test_resumed_run_ends_with_the_same_weights(images, tmp_path):
     ("flags", "words"),
     [
         ("--dataset emojis", ["emojis", "did you mean emoji"]),
-        ("--dataset cub", ["cub", "data"]),
+        ("--dataset cub --pretrained none", ["cub", "data"]),
         ("--model resnet19", ["resnet19", "did you mean resnet18"]),
         ("--loss AMLos", ["AMLos", "did you mean AMLoss"]),
         ("--loss pml:TripletMarginLos", ["TripletMarginLos", "did you mean"]),
@@ -198,6 +199,35 @@ def test_bad_input_is_one_sentence_and_status_2(flags, words, workdir):
         state = torch.load(last, weights_only=True)
         assert state["clock"]["step"] == 0
         assert all(value.isfinite().all() for value in state["model_state_dict"].values())
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--pretrained nowhere.pth", "weights file nowhere.pth does not exist"),
+        ("--pretrained imagenet", "fit width 1 and stem imagenet only"),
+        ("--checkpoint nowhere.pth", "checkpoint nowhere.pth does not exist"),
+        ("--model efficientnet_lite0 --width 2 --stem imagenet", "cannot be widened; use width 1"),
+        ("--loss-args marjin=1", "did you mean margin?"),
+        ("--head none --introspective", "the method needs the heads embedding, uncertainty"),
+    ],
+)
+def test_a_network_or_loss_that_cannot_be_is_refused_before_images_are_looked_for(
+    flags, words, tmp_path
+):
+    """A large table of own images takes half a minute to read; here the images are not there."""
+    with pytest.raises(InputError, match=re.escape(words)):
+        tiny.prepare(tmp_path / "photos", flags)
+
+
+def test_an_unknown_network_is_refused_before_settings_are_chosen_to_suit_the_images(
+    tmp_path, capsys
+):
+    (tmp_path / "table.csv").write_text("it names neither paths nor labels\n")
+    words = ["--dataset", f"csv:{tmp_path / 'table.csv'}", "--defaults", "suited"]
+    said = refusal(capsys, options.parse_train, [*words, "--model", "resnet77"])
+    assert "unknown model 'resnet77'" in said
+    assert "no column path" in refusal(capsys, options.parse_train, words)
 
 
 @pytest.mark.parametrize(

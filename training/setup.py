@@ -18,20 +18,48 @@ import processes
 from criteria.base import ParameterGroup
 from dataset.base import ImageSet, InputSpec
 from dataset.loader import Loader, train_loader
+from dataset.own import LEAST_CLASSES
 from dataset.samplers import BatchSampler
 from devices import Precision
 from evaluation.embedding import Viewing
 from evaluation.networks import checkpoint_file
 from flags import Options
 from methods import Routine
-from net.building import whole
+from net.building import check_pretrained, whole
 from net.shared import share_batches
 from runs import load_checkpoint
+from storage import need_file
 from training import compiling, optim, schedules
 from training.clock import Length
 from utils import InputError
 
 BATCHES_LOOKED_AT = 100  # at most, until the loss can learn from one of them
+
+
+def check(args: Options, *, continued: bool = False) -> None:
+    """Checks what can be checked of loss and network before images are looked for.
+
+    Args:
+        continued: see `build_network`.
+
+    Raises:
+        InputError: the loss does not take such arguments, there is no such network, or the file
+            of weights that it starts from is missing.
+    """
+    with _loss_errors():
+        objective = losses.compose(args.loss, LEAST_CLASSES, **_recipe(args))
+    architecture = _architecture(args, objective.heads)
+    if continued:
+        return
+    if args.checkpoint:
+        need_file(checkpoint_file(args.checkpoint), "checkpoint")
+    else:
+        check_pretrained(architecture, args.pretrained)
+
+
+def _architecture(args: Options, heads: tuple[str, ...]) -> net.Architecture:
+    own = net.Architecture.entries(vars(args))
+    return net.Architecture(**own, heads=heads, **methods.architecture(args))
 
 
 def build_objective(args: Options, num_classes: int, device: torch.device) -> losses.Objective:
@@ -153,9 +181,7 @@ def build_network(
     """
     with processes.main_first():  # the other processes find the files that it has downloaded
         network = net.build(
-            net.Architecture(
-                **net.Architecture.entries(vars(args)), heads=heads, **methods.architecture(args)
-            ),
+            _architecture(args, heads),
             # A checkpoint replaces all weights, so that no others need to be there.
             pretrained=None if continued or args.checkpoint else args.pretrained,
             masks=methods.masks(args),
