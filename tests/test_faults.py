@@ -233,6 +233,22 @@ def test_a_signal_does_not_wait_for_the_last_words_of_a_run(
     assert (tmp_path / "run" / "results.json").is_file()
 
 
+@pytest.mark.parametrize("moment", ["results.json", "last.pth"])
+def test_a_signal_to_all_processes_of_a_run_is_told_like_any_other(
+    moment, images, tmp_path
+) -> None:
+    """While its page is made, or as it begins; those that read images are ended by it too."""
+    command = ["--dataset", f"folder:{images}", *tiny.NETWORK, "--LOG_DIR", str(tmp_path)]
+    command = [word for word in command if word != "--no-report"]
+    more = "--workers 2 --epochs 1 --name run".split()
+    run = start_python(ROOT / "train.py", *command, *more)
+    wait_for((tmp_path / "run" / moment).is_file)
+    os.killpg(run.pid, signal.SIGTERM)
+    said, errors = run.communicate()
+    assert run.returncode == 143 and "stopped by SIGTERM" in said, errors
+    assert "Traceback" not in errors and "died" not in errors
+
+
 # --- saving and continuing ------------------------------------------------------------------------
 
 

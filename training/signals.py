@@ -65,12 +65,13 @@ class Signals:
     def _notice(self, number: int, frame: FrameType | None) -> None:
         # When a terminal is closed, both the shell and the system send SIGHUP.
         again = self.requested is not None and number != signal.SIGHUP
+        # A signal to the whole job ends the processes that read data too. torch would raise an
+        # error about that wherever the program stands, perhaps in the middle of an update, or in
+        # place of `Interrupted`.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         if self._at_once or again:
             raise Interrupted(number)
         self.requested = number
-        # A signal to the whole job ends the processes that read data too. torch would raise an
-        # error about that wherever the program stands, perhaps in the middle of an update.
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
