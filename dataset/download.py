@@ -1,13 +1,15 @@
 """Downloads a published data set, on request only: resumed, checked, and unpacked safely.
 
-An interrupted transfer is kept as `<archive>.part` and continued by the next call. An archive is
-unpacked only if its checksum is right, and the folder gets its final name only when all of it is
-unpacked. Unpacking stops at an entry that is no plain file or folder, or that would be outside the
-target folder.
+What arrives is kept as `<archive>.part` until it is unpacked, and an interrupted transfer is
+continued by the next call; `<archive>` itself is one that the user has put there, and stays. An
+archive is unpacked only if its checksum is right, and the folder gets its final name only when all
+of it is unpacked. Unpacking stops at an entry that is no plain file or folder, or that would be
+outside the target folder.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import shutil
@@ -20,7 +22,6 @@ import urllib.request
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
@@ -99,6 +100,8 @@ def download(name: str, root: str | Path = ROOT, source: Source | None = None) -
     root = Path(root)
     target = root / source.folder
     if target.exists():
+        with contextlib.suppress(OSError):  # a process was killed after it had unpacked it
+            _part(root / source.file_name).unlink()
         logger.info("%s is there already; nothing is downloaded", target)
         return target
     _check_writable(root)
@@ -111,18 +114,18 @@ def download(name: str, root: str | Path = ROOT, source: Source | None = None) -
 
 def _fetch_and_unpack(source: Source, root: Path) -> None:
     archive = root / source.file_name
-    was_there = archive.exists()
-    if not was_there:
+    if not archive.exists():
         _check_space(root, source)
-        fetch(source.url, archive, source.md5)
-    elif _md5(archive) != source.md5:
+        fetched = fetch(source.url, archive, source.md5)
+        unpack(fetched, source.folder, root)
+        fetched.unlink()
+        return
+    if _md5(archive) != source.md5:
         raise InputError(
             f"{archive} is there already but not the published archive (another MD5 checksum); "
             "move it away and run the command again"
         )
     unpack(archive, source.folder, root)
-    if not was_there:
-        archive.unlink()
 
 
 def _check_writable(root: Path) -> None:
@@ -154,16 +157,19 @@ def _check_space(root: Path, source: Source) -> None:
 # --- the transfer ---------------------------------------------------------------------------------
 
 
-def fetch(url: str, target: Path, md5: str, pauses: tuple[float, ...] = _PAUSES) -> None:
-    """Download `url` to `target`, continuing `<target>.part` if it exists.
+def fetch(url: str, archive: Path, md5: str, pauses: tuple[float, ...] = _PAUSES) -> Path:
+    """Download `url` to `<archive>.part`, continuing it if it exists; returns its path.
 
     Args:
-        md5: the checksum of the whole file. pauses: seconds before further attempts.
+        archive: where a user would put the file. md5: the checksum of the whole file.
+        pauses: seconds before further attempts.
 
     Raises:
         InputError: not reachable after all attempts, or another checksum (the part is deleted).
     """
-    part = _part(target)
+    part = _part(archive)
+    if part.exists() and _md5(part) == md5:  # a process was killed as it unpacked it
+        return part
     attempts = 0
     while True:
         before = _size(part)
@@ -177,7 +183,7 @@ def fetch(url: str, target: Path, md5: str, pauses: tuple[float, ...] = _PAUSES)
                 kept = f"the part that arrived is kept in {part}: {again} to continue"
                 raise InputError(
                     f"{url} could not be fetched ({_why(error)}); "
-                    f"{kept if _size(part) else again}, or put the archive at {target} by hand"
+                    f"{kept if _size(part) else again}, or put the archive at {archive} by hand"
                 ) from error
             logger.warning("%s: %s; trying again in %s s", url, _why(error), pauses[attempts])
             time.sleep(pauses[attempts])
@@ -189,11 +195,11 @@ def fetch(url: str, target: Path, md5: str, pauses: tuple[float, ...] = _PAUSES)
             f"{url} has the MD5 checksum {found} instead of {md5}: it is damaged or not the "
             "published file; it was deleted; run the command again"
         )
-    part.replace(target)
+    return part
 
 
-def _part(target: Path) -> Path:
-    return target.with_name(target.name + ".part")
+def _part(archive: Path) -> Path:
+    return archive.with_name(archive.name + ".part")
 
 
 def _size(path: Path) -> int:
@@ -223,7 +229,7 @@ def _transfer(url: str, part: Path) -> None:
         if error.code == 416 and have:  # there is nothing more: the checksum decides
             return
         raise
-    with closing(response):
+    with contextlib.closing(response):
         continued = response.status == 206 and _starts_at(response, have)
         start = have if continued else 0
         length = response.headers.get("Content-Length")

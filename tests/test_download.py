@@ -94,10 +94,10 @@ def server() -> Iterator[Server]:
 def test_a_broken_transfer_continues_where_it_stood(server: Server, tmp_path: Path) -> None:
     server.breaks = [100_000, 50_000]
     target = tmp_path / "a.bin"
-    fetch(server.url("a.bin"), target, MD5, pauses=(0.0,))
-    assert target.read_bytes() == CONTENT
+    fetched = fetch(server.url("a.bin"), target, MD5, pauses=(0.0,))
+    assert fetched.read_bytes() == CONTENT
     assert server.asked == [None, "bytes=100000-", "bytes=150000-"]
-    assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
+    assert list(tmp_path.iterdir()) == [fetched]
 
 
 def test_the_next_call_continues_an_earlier_one(server: Server, tmp_path: Path) -> None:
@@ -110,9 +110,8 @@ def test_the_next_call_continues_an_earlier_one(server: Server, tmp_path: Path) 
     assert not target.exists()
     assert (tmp_path / "a.bin.part").read_bytes() == CONTENT[:120_000]
     server.breaks, server.asked = [], []
-    fetch(server.url("a.bin"), target, MD5)
+    assert fetch(server.url("a.bin"), target, MD5).read_bytes() == CONTENT
     assert server.asked == ["bytes=120000-"]
-    assert target.read_bytes() == CONTENT
 
 
 def test_a_server_without_ranges_is_asked_from_the_beginning(
@@ -120,15 +119,22 @@ def test_a_server_without_ranges_is_asked_from_the_beginning(
 ) -> None:
     server.ranges = False
     (tmp_path / "a.bin.part").write_bytes(b"x" * 1000)
-    fetch(server.url("a.bin"), tmp_path / "a.bin", MD5)
-    assert (tmp_path / "a.bin").read_bytes() == CONTENT
+    assert fetch(server.url("a.bin"), tmp_path / "a.bin", MD5).read_bytes() == CONTENT
 
 
 def test_a_complete_part_is_only_checked(server: Server, tmp_path: Path) -> None:
     (tmp_path / "a.bin.part").write_bytes(CONTENT)
-    fetch(server.url("a.bin"), tmp_path / "a.bin", MD5)
-    assert server.asked == [f"bytes={len(CONTENT)}-"]
-    assert (tmp_path / "a.bin").read_bytes() == CONTENT
+    assert fetch(server.url("a.bin"), tmp_path / "a.bin", MD5).read_bytes() == CONTENT
+    assert server.asked == []
+
+
+def test_where_there_is_more_than_the_server_has_the_checksum_decides(
+    server: Server, tmp_path: Path
+) -> None:
+    (tmp_path / "a.bin.part").write_bytes(CONTENT + b"more")
+    with pytest.raises(InputError, match=r"it was deleted; run the command again"):
+        fetch(server.url("a.bin"), tmp_path / "a.bin", MD5)
+    assert server.asked == [f"bytes={len(CONTENT) + 4}-"] and list(tmp_path.iterdir()) == []
 
 
 def test_a_wrong_checksum_leaves_nothing(server: Server, tmp_path: Path) -> None:
@@ -287,6 +293,23 @@ def test_a_second_download_of_the_same_data_is_refused(server: Server, tmp_path:
     assert first.wait(60) == 0 and len(server.asked) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["Birds"]
     assert download("cub", tmp_path, source) == tmp_path / "Birds"
+
+
+@pytest.mark.parametrize("moment", ["unpack", "Path.unlink"])
+def test_a_download_killed_as_it_unpacks_or_after_leaves_no_archive(
+    moment: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    server.content = tar_of(GOOD)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(f"dataset.download.{moment}", killed)
+        download("cub", tmp_path, source_of(server))
+    assert (tmp_path / "b.tgz.part").exists()
+    assert download("cub", tmp_path, source_of(server)) == tmp_path / "Birds"
+    assert [path.name for path in tmp_path.glob("[!.]*")] == ["Birds"]
+    assert len(server.asked) == 1, "all of it is there"
 
 
 def test_an_archive_put_there_by_hand_is_used_and_kept(server: Server, tmp_path: Path) -> None:
