@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from processes import main_only
 from runs.checkpoints import BASE, FORMAT, Checkpoint, load_checkpoint
 from runs.names import data_name, file_name_part, home_logs
-from runs.tables import ClassHistory, MetricsTable, TextFiles, need_folder
+from runs.tables import ClassHistory, MetricsTable, TextFiles, write_file
 from storage import (
     HeldError,
     as_json,
@@ -187,7 +187,7 @@ class RunFolder:
 
     @main_only
     def _write_base(self, base: dict[str, Any]) -> None:
-        save_tensors(self.path / BASE, {"format": FORMAT, **base})
+        write_file(save_tensors, self.path / BASE, {"format": FORMAT, **base})
 
     @property
     def has_saved_nothing(self) -> bool:
@@ -319,9 +319,8 @@ class RunFolder:
             state: a checkpoint with `clock`. keep: the number of the latest checkpoints that are
                 also kept as step_<step>.pth.
         """
-        need_folder(self.path)
         last = self.path / "last.pth"
-        save_tensors(last, {"format": FORMAT, **state})
+        write_file(save_tensors, last, {"format": FORMAT, **state})
         if not keep:
             return
         older = self.path / f"step_{state['clock']['step']:08d}.pth"
@@ -396,12 +395,11 @@ class RunFolder:
     @main_only
     def save_best(self, state: Checkpoint) -> None:
         """Replaces the best checkpoint, atomically."""
-        need_folder(self.path)
         args = state["args"]
         name = f"{data_name(args['dataset'])}_{file_name_part(args['model'])}_best.pth"
         # Older versions named the file otherwise.
         path = self.best_checkpoint() or self.path / name
-        save_tensors(path, {"format": FORMAT, **state})
+        write_file(save_tensors, path, {"format": FORMAT, **state})
 
     def load_best(self) -> Checkpoint:
         """The content of the best checkpoint.

@@ -7,7 +7,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,19 @@ MetricsRow = dict[str, float | int]
 """A row of metrics.csv: column → number, with `epoch` and `step`."""
 
 
-def need_folder(folder: Path) -> None:
-    """Raises MachineError where a run's folder is gone: one made anew would lack its options."""
-    if not folder.is_dir():
+def write_file(save: Callable[..., None], path: Path, content: Any, **how: Any) -> None:
+    """Writes a file of a run by one of storage's functions, `save(path, content, **how)`.
+
+    Raises:
+        MachineError: it cannot be written, or the run's folder is gone: one made anew would lack
+            the options.
+    """
+    if not path.parent.is_dir():
         raise MachineError(
-            f"the run folder {folder} is not there any more: it was removed or renamed, or its "
-            "disk was taken away; put it back"
+            f"the run folder {path.parent} is not there any more: it was removed or renamed, or "
+            "its disk was taken away; put it back"
         )
+    save(path, content, **how)
 
 
 class TextFiles:
@@ -54,14 +60,13 @@ class TextFiles:
         Raises:
             InputError: it cannot be written.
         """
-        need_folder(self.folder)
         path, noted = self.folder / name, self._noted()
         with contextlib.suppress(OSError):
             before = path.read_bytes() if before is None else before
         versions = [version for version in (before, content) if version is not None]
         notes = as_json({**noted, name: [digest(version) for version in versions]})
-        write_content(self.folder / self.NOTES, notes)
-        write_content(path, content)
+        write_file(write_content, self.folder / self.NOTES, notes)
+        write_file(write_content, path, content)
 
     def read(self, name: str) -> bytes:
         """The content of a file, which older versions wrote without a checksum.
@@ -235,8 +240,8 @@ class ClassHistory:
         self._write({k: v if k in fixed else v[kept] for k, v in known.items()})
 
     def _write(self, content: dict[str, np.ndarray]) -> None:
-        need_folder(self.path.parent)
-        save_arrays(self.path, {**content, "names": self._packed(content["names"])}, small=True)
+        content = {**content, "names": self._packed(content["names"])}
+        write_file(save_arrays, self.path, content, small=True)
 
     def _packed(self, names: np.ndarray) -> np.ndarray:
         if len(names) * max(map(len, names), default=0) <= self.most_letters:
