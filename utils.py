@@ -169,6 +169,16 @@ def first_line(error: BaseException) -> str:
     return lines[0][:160]
 
 
+def as_clause(sentence: str) -> str:
+    """A sentence of a library as ours stand behind `error: `: without capital and full stop.
+
+    A name at its beginning (`AMLoss`, `CUDA`, `Proxy_Anchor`) stays as it is.
+    """
+    first, *_ = sentence.split(maxsplit=1) or [""]
+    is_word = first[1:].islower() or len(first) == 1
+    return (sentence[:1].lower() + sentence[1:] if is_word else sentence).removesuffix(".")
+
+
 def _end(error: InputError) -> NoReturn:
     say(fitted(f"error: {error}", "  ", sys.stderr), file=sys.stderr)
     raise SystemExit(error.exit_status()) from None

@@ -14,7 +14,7 @@ import door
 from flags import SWITCH
 from machine import expanded
 from terminal import fitted, reading_width, say
-from utils import close_names, join_words, sentence_errors
+from utils import as_clause, close_names, join_words, sentence_errors
 
 
 class Formatter(argparse.HelpFormatter):
@@ -81,10 +81,13 @@ class Parser(argparse.ArgumentParser):
 
     def _command_of(self, found: argparse.Namespace) -> Parser:
         """The parser of the subcommand that was given, or this one if there are none."""
-        for action in self._actions:
-            if isinstance(action, argparse._SubParsersAction):
-                return action.choices[getattr(found, action.dest)]
-        return self
+        commands = self._commands()
+        return self if commands is None else commands.choices[getattr(found, commands.dest)]
+
+    def _commands(self) -> argparse._SubParsersAction | None:
+        """The parsers of the subcommands, if there are any."""
+        found = (each for each in self._actions if isinstance(each, argparse._SubParsersAction))
+        return next(found, None)
 
     def _unknown(self, word: str) -> str:
         if not word.startswith("-"):
@@ -140,11 +143,15 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Ends the program with the sentence and status 2."""
         required, _, _ = argparse._("the following arguments are required: %s").partition("%s")
+        commands = self._commands()
+        if commands is not None and message == f"{required}{commands.metavar}":
+            known = join_words(commands.choices, "or")
+            message = f"a command is missing after `{self.prog}`: {known}"
         if self._taker and message.startswith(required):
             missing = message.removeprefix(required).split(", ")
             taken = [name for name in self._names() if name in missing]
             message += self._where_to(self._taker, taken)
-        sentence = f"error: {message[:1].lower()}{message[1:]} (see --help)"
+        sentence = f"error: {as_clause(message)} (see --help)"
         say(fitted(sentence, "  ", sys.stderr), file=sys.stderr)
         raise SystemExit(2)
 

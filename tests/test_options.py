@@ -12,7 +12,7 @@ from conftest import refusal, run_python
 
 import options
 from machine import cores
-from utils import InputError
+from utils import InputError, as_clause
 
 
 def test_published_amloss_command_is_read_as_printed():
@@ -140,11 +140,12 @@ def test_what_was_probably_meant_is_said(parse, words, hint, folder, capsys):
     ("module", "command", "words"),
     [
         ("anchorage.completion", "tcsh", "shell: invalid choice"),
-        ("dataset.__main__", "", "required: COMMAND"),
+        ("dataset.__main__", "", "missing after `python -m dataset`: check or download"),
         ("dataset.__main__", "check emoji --ex-if ignore", "--ex-if; did you mean --exif?"),
         ("dataset.__main__", "check folder:x --eval-classes half", "--eval-classes"),
-        ("net.__main__", "", "required: COMMAND"),
+        ("net.__main__", "", "a command is missing after `python -m net`: export"),
         ("net.__main__", "export run --weights mean", "--weights"),
+        ("search", "", "missing after `python search.py`: build, add, "),
         ("search", "query shop.index", "required: IMAGE"),
     ],
 )
@@ -152,6 +153,22 @@ def test_every_command_refuses_a_typing_error_in_one_sentence(module, command, w
     main = importlib.import_module(module).main
     said = refusal(capsys, main, command.split())
     assert words in said and said.endswith(" (see --help)\n")
+
+
+@pytest.mark.parametrize(
+    ("sentence", "clause"),
+    [
+        ("There is no loss 'X'; did you mean Y?", "there is no loss 'X'; did you mean Y?"),
+        ("A batch has no pairs: choose more.", "a batch has no pairs: choose more"),
+        ("AMLoss needs two classes.", "AMLoss needs two classes"),
+        ("Proxy_Anchor, CUDA", "Proxy_Anchor, CUDA"),
+        ("CUDA is not there", "CUDA is not there"),
+        ("--lr 0: it must be above 0", "--lr 0: it must be above 0"),
+        ("", ""),
+    ],
+)
+def test_all_errors_begin_and_end_alike(sentence, clause):
+    assert as_clause(sentence) == clause
 
 
 def test_evaluate_without_anything_to_evaluate_says_what_it_needs(capsys):

@@ -31,7 +31,7 @@ from runs import load_checkpoint
 from storage import need_file
 from training import compiling, optim, schedules
 from training.clock import Length
-from utils import InputError
+from utils import InputError, as_clause
 
 BATCHES_LOOKED_AT = 100  # at most, until the loss can learn from one of them
 
@@ -151,7 +151,7 @@ def _loss_errors() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise InputError(str(error)) from error
+        raise InputError(as_clause(str(error))) from error
     except RuntimeError as error:
         if "can't allocate memory" not in str(error):
             raise
