@@ -154,8 +154,8 @@ def _search(results: Results) -> str:
 
 
 def _gains(results: Results) -> str:
-    lines = tables.gain_lines(results)
-    return _table("method", tables.GAINS, lines) if lines else ""
+    heads, lines = tables.gains(results)
+    return _table("method", heads, lines) if lines else ""
 
 
 def _table(first: str, heads: Sequence[str], lines: Sequence[tuple[str, Sequence[str]]]) -> str:

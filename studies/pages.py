@@ -23,7 +23,7 @@ from page.plots import Bar, Point
 from studies import tables
 from studies.ledger import STARTUP
 from studies.results import Found, Results
-from utils import counted, human_seconds
+from utils import counted, human_seconds, join_words
 
 SURE = 0.05
 
@@ -37,9 +37,12 @@ def page(results: Results) -> str:
     if results.tests:
         parts.append(section("tests", "Differences", _tests(results), _tests_about(results)))
     parts.append(section("search", "The search", _search(results), _search_about(results)))
-    if results.with_runs:
-        about = f"{tables.gains_about(results)}."
-        parts.append(section("beside", "Best epochs and ensembles", _gains(results), about))
+    heads, lines = tables.gains(results)
+    if lines:
+        shown = _plain_table(["method", *(tables.GAINS[head] for head in heads)], lines)
+        words = {"best epoch": "best epochs", "concatenated": "ensembles"}
+        title = join_words([words[head] for head in heads if head in words], "and").capitalize()
+        parts.append(section("beside", title, shown, f"{tables.gains_about(heads)}."))
     if failed := tables.failures(results):
         parts.append(section("failed", "Failed", bullets(failed[1:])))
     seconds = sum(f.search_seconds + sum(f.seconds.values()) for f in results.methods)
@@ -335,8 +338,3 @@ def _points(found: Found, name: str, metric: str) -> list[Point]:
         about = f"trial {trial.number}: {trial.values[name]}, {100 * reached:.1f}"
         points.append(Point(float(trial.values[name]), reached, kind, about))
     return points
-
-
-def _gains(results: Results) -> str:
-    heads = ("method", "R@1", "best epoch less last", "seeds side by side", "aligned mean")
-    return _plain_table(heads, tables.gain_lines(results))

@@ -16,8 +16,14 @@ from terminal import paragraph, terminal_width
 from utils import InputError, human_seconds, nearest_names
 
 SHOWN = ("R@1", "RP", "MAP@R", "NMI")
-GAINS = ("R@1", "best epoch", "concatenated", "aligned mean")
-"""The heads of `gain_lines`."""
+GAINS = {
+    "R@1": "R@1",
+    "best epoch": "best epoch less last",
+    "concatenated": "seeds side by side",
+    "aligned mean": "aligned mean",
+}
+"""The columns that `gains` may have → what they are called where there is room."""
+NONE = "–"
 
 
 def rows(results: Results, columns: Sequence[str] = ()) -> list[Row]:
@@ -202,7 +208,21 @@ def p_text(p: float) -> str:
     return "–" if math.isnan(p) else "< .001" if p < 0.001 else f"{p:.3f}"
 
 
-def gain_lines(results: Results) -> list[tuple[str, list[str]]]:
+def gains(results: Results) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """Those of `GAINS` that have a value, and a line for each method.
+
+    Best epochs are not known where each run is evaluated once, nor ensembles of a single seed.
+    Without either there are no lines.
+    """
+    lines = _gain_lines(results)
+    kept = [i for i in range(len(GAINS)) if any(cells[i] != NONE for _, cells in lines)]
+    if kept in ([], [0]):
+        return [], []
+    heads = [*GAINS]
+    return [heads[i] for i in kept], [(name, [cells[i] for i in kept]) for name, cells in lines]
+
+
+def _gain_lines(results: Results) -> list[tuple[str, list[str]]]:
     """For each method: R@1, best epoch less last, and R@1 of both ensembles of its seeds."""
     lines = []
     for found in results.with_runs:
@@ -210,33 +230,34 @@ def gain_lines(results: Results) -> list[tuple[str, list[str]]]:
         fewer = f" ({found.together} seeds)" if found.together < len(found.seeds) else ""
         for name in ("concatenated", "aligned mean"):
             numbers = found.ensembles.get(name)
-            cells.append(_share(numbers["R@1"]) + fewer if numbers else "–")
+            cells.append(_share(numbers["R@1"]) + fewer if numbers else NONE)
         lines.append((found.name, [_share(found.mean.get("R@1")), *cells]))
     return lines
 
 
 def _bonus(mean: float, half: float) -> str:
     if math.isnan(mean):
-        return "–"
+        return NONE
     return f"{100 * mean:+.1f}" + ("" if math.isnan(half) else f" ± {100 * half:.1f}")
 
 
-def gains_about(results: Results) -> str:
-    """A description of the columns of `gain_lines` that have values."""
-    bonus = "what picking the best epoch on the test classes would add to R@1, and "
-    known = any(found.gained for found in results.methods)
-    return (
-        f"What is not in these numbers: {bonus if known else ''}R@1 of the seeds taken together, "
-        "side by side and as a mean of the same size"
-    )
+def gains_about(heads: Sequence[str]) -> str:
+    """A description of the columns of `gains`."""
+    said = {
+        "best epoch": "what picking the best epoch on the test classes would add to R@1",
+        "concatenated": "R@1 of the seeds taken together, side by side and as a mean of the same "
+        "size",
+    }
+    found = ", and ".join(words for head, words in said.items() if head in heads)
+    return f"What is not in these numbers: {found}"
 
 
 def _gains(results: Results) -> list[str]:
-    lines = gain_lines(results)
+    heads, lines = gains(results)
     if not lines:
         return []
-    about = f"{gains_about(results)}:"
-    return [f"\n{paragraph(about)}", tables.aligned(GAINS, lines, terminal_width())]
+    about = f"{gains_about(heads)}:"
+    return [f"\n{paragraph(about)}", tables.aligned(heads, lines, terminal_width())]
 
 
 def _sensitivities(results: Results) -> list[str]:

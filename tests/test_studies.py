@@ -923,7 +923,7 @@ def test_tests_over_few_classes_are_called_a_rough_guess(finished):
     assert doubt not in tables.tests_about([replace(test, count=20) for test in tests])
 
 
-def test_runs_that_were_evaluated_once_have_no_best_epoch(finished):
+def test_runs_that_were_evaluated_once_have_no_best_epoch(finished, tmp_path):
     ledger, _ = finished
     assert "picking the best epoch" in tables.text(results.collect(ledger))
     files = sorted(ledger.folder.glob("*/seed*.json"))
@@ -932,10 +932,21 @@ def test_runs_that_were_evaluated_once_have_no_best_epoch(finished):
     found = results.collect(ledger)
     said = [tables.text(found), pages.page(found), " ".join(pages.conclusions(found))]
     assert not any("icking the best epoch" in text or "nan" in text for text in said)
-    assert [cells[1] for _, cells in tables.gain_lines(found)] == ["–", "–"]
+    markdown.write(tmp_path / "s.md", found)
+    said = [tables.text(found), pages.page(found), (tmp_path / "s.md").read_text()]
+    assert not any("best epoch" in text for text in said), "nor a column without values"
+    assert all("aligned mean" in text for text in said) and "<h2>Ensembles</h2>" in said[1]
     assert {row[-2] for row in tables.runs_csv(found)[1]} == {""}
     write_json(files[0], json.loads(files[0].read_text()) | {"evaluations": 2})
-    assert tables.gain_lines(results.collect(ledger))[1][1][1] == "+1.0", "one run has no ±"
+    heads, lines = tables.gains(results.collect(ledger))
+    assert heads == [*tables.GAINS] and lines[1][1][1] == "+1.0", "one run has no ±"
+    assert lines[0][1][1] == "–"
+    for file in ledger.folder.glob("*/together*.json"):
+        write_json(file, {"ensembles": {}})
+    for file in files:
+        write_json(file, json.loads(file.read_text()) | {"evaluations": 1})
+    assert tables.gains(results.collect(ledger)) == ([], [])
+    assert "What is not in these numbers" not in tables.text(results.collect(ledger))
 
 
 def test_seeds_that_are_added_leave_what_the_earlier_ones_reached_together(finished, tmp_path):
@@ -949,7 +960,7 @@ def test_seeds_that_are_added_leave_what_the_earlier_ones_reached_together(finis
     write_json(more.result_file(work.entrant, work.name), {"ensembles": {}, "seeds": 4})
     found = results.collect(more)
     assert found.methods[0].ensembles == before and found.methods[0].together == 3
-    assert tables.gain_lines(found)[0][1][2].endswith(" (3 seeds)")
+    assert tables.gains(found)[1][0][1][2].endswith(" (3 seeds)")
 
 
 def test_a_method_whose_trials_all_failed_leaves_nothing_open(tmp_path):
