@@ -29,10 +29,9 @@ from page.records import Numbers, Record
 from runs import RunFolder
 from sharing import references
 from sharing.naming import LOCAL, data_in_words, without_folders
-from utils import InputError, damage_in_words, program
+from utils import InputError, damage_in_words, plain_number, program
 
 ROUNDED = 4  # decimals, as in the tables of evaluate.py
-IN_WORDS = {"imagenet": "its pretrained weights", "none": "random weights"}
 
 
 @dataclass(frozen=True)
@@ -132,9 +131,9 @@ class Card:
         )
 
     def _loading(self) -> str:
-        cubic = self.model.network.input.cubic
+        wanted = self.model.network.input
         size, resize, upright = self.model.viewing.image_size, self.model.resize, self.model.upright
-        fed = describe_input(size, resize, cubic=cubic, upright=upright)
+        fed = describe_input(size, resize, cubic=wanted.cubic, upright=upright)
         code = [
             "from anchorage import load_run  # in the repository: from net import load_run",
             "",
@@ -148,10 +147,10 @@ class Card:
                 *code,
                 "```",
                 "",
-                "`load_run` prepares pictures as in training. Whoever runs the network otherwise "
-                f"feeds it {fed}, normalised with mean {_listed(self.model.network.input.mean)} "
-                f"and deviation {_listed(self.model.network.input.std)} "
-                f"({self.model.network.input.color}, 0 to {self.model.network.input.scale:g}).",
+                "`load_run` prepares pictures as the run's evaluation did. Code of your own that "
+                f"runs these weights starts from {fed}. It then brings the values to the order "
+                f"{wanted.color} and to 0..{wanted.scale:g}, subtracts the mean "
+                f"{_listed(wanted.mean)} and divides by the deviation {_listed(wanted.std)}.",
                 *self._thresholds(),
             ]
         )
@@ -161,17 +160,14 @@ class Card:
         lines = []
         for title, kept in found.items():
             entry = Thresholds.of_dict(kept)
-            lines += [
-                "",
-                f"**Same or different?** On {self._split(title)}, two pictures with a cosine "
-                f"from {entry.same:.3f} on were of one class, and below "
-                f"{entry.different:.3f} of two, but for "
-                f"{_percent(entry.false_same.expected)} of the different pairs and "
-                f"{_percent(entry.false_different.expected)} of the same ones; what lies "
-                f"between is unsure. `load_run({self.source!r}).thresholds` holds them where "
-                "the run's results.json lies beside the weights."
-                + (f" {entry.doubt}" if entry.doubt else ""),
+            said = [
+                f"**Same or different?** {_verdicts(entry)} This was measured on "
+                f"{self._split(title)}.",
+                entry.doubt,
+                f"`load_run({self.source!r}).thresholds` gives these cosines if the run's "
+                "results.json lies beside the weights.",
             ]
+            lines += ["", " ".join(words for words in said if words)]
         return lines
 
     # -- numbers
@@ -196,13 +192,16 @@ class Card:
                 _table([head, ["---"] * len(head), *rows]) + "\n",
             ]
         parts.append(meanings.in_words(names) + "\n")
-        unsure = "" if self.intervals else " How sure the numbers are was not measured."
+        unsure = "" if self.intervals else " No confidence intervals were measured."
         return "\n".join([*parts, self._picked() + unsure])
 
     def _picked(self) -> str:
         epoch, picked = self.record.best_epoch, self.record.outcome.get("picked_on", "")
         if sum("R@1" in row for row in self.record.rows) == 1:
-            return f"These are the weights after epoch {epoch}, evaluated once: none was picked."
+            return (
+                f"These are the weights after epoch {epoch}, the only ones that were evaluated, so "
+                "that no epoch was picked."
+            )
         words = f"These are the weights after epoch {epoch}, which was picked on the {picked}."
         if "test" in picked or self.record.is_of_held_out:
             words += (
@@ -235,23 +234,25 @@ class Card:
         if history:
             images, classes = int(history["images"].sum()), len(history["names"])
             counts = f", {images:,} images of {classes:,} classes"
-        own = "Nothing is said here about where these pictures are from, or under which licence."
+        own = "Where these pictures come from, and under which licence, is not recorded."
         origin = own if isinstance(known, OwnData) or not known.origin else known.origin
         return f"the training split of {self.data}{counts}. {origin}"
 
     def _start(self) -> str:
         options = self.record.options
         if options.checkpoint:
-            return f"the checkpoint {Path(options.checkpoint).name}, of an earlier training"
-        if options.pretrained not in IN_WORDS:
-            return f"the file {Path(options.pretrained).name}; its licence is not known here"
+            return f"the checkpoint {Path(options.checkpoint).name} of an earlier training"
         if options.pretrained == "none":
-            return "none: it began with random weights"
+            return "random"
+        if options.pretrained != "imagenet":
+            return f"the file {Path(options.pretrained).name}, whose licence is not recorded"
         backbone = net.find_backbone(options.model)
-        package = backbone.imagenet_package
-        where = package.requirement if package else backbone.hub or backbone.imagenet_url
+        if package := backbone.imagenet_package:
+            source = f"the package {package.requirement}"
+        else:
+            source = f"{backbone.hub} on the Hub" if backbone.hub else str(backbone.imagenet_url)
         licence = backbone.licence or "not stated by their source"
-        return f"{options.model}, pretrained ({where}); licence of these weights: {licence}"
+        return f"the pretrained {options.model} from {source} (licence: {licence})"
 
     def _given(self) -> str:
         stored = without_folders(self.record.args)
@@ -267,18 +268,18 @@ class Card:
     def _limits(self) -> str:
         first = next(iter(self.record.results.values()))
         lines = [
-            "It ranks pictures by similarity, for search among pictures of the kind that it was "
-            f"trained on ({self.data}), of classes that it need not have seen.",
+            "It ranks pictures by similarity, for searching among pictures of the kind that it "
+            f"was trained on ({self.data}); their classes may be new to it.",
             "",
-            "- It always finds something nearest, also where nothing in a collection is right.",
-            f"- Of 100 queries on its evaluation, the nearest picture was of another class for "
-            f"{100 * (1 - first['R@1']):.0f}."
+            "- It always finds a nearest picture, even if nothing in the collection is right.",
+            f"- In its evaluation, the nearest picture was of another class for "
+            f"{100 * (1 - first['R@1']):.0f} of 100 queries."
             if "R@1" in first
             else "- How often the nearest picture is of another class was not measured.",
-            "- A larger collection than that of the evaluation holds more that is similar, so "
-            "fewer queries will be right there.",
-            "- Other pictures than these (other cameras, light, backgrounds) were not measured, "
-            "nor was how it treats pictures of people.",
+            "- A collection larger than that of the evaluation holds more pictures that look "
+            "alike, so fewer queries will be right there.",
+            "- It was not tried on other kinds of pictures (other cameras, light, backgrounds), "
+            "nor was it measured how it treats pictures of people.",
         ]
         lines += [f"- {doubt}" for doubt in meanings.doubts(first)]
         if concern := self.record.environment.get("concern"):
@@ -289,17 +290,18 @@ class Card:
         given = (
             f"These weights are shared under {self.licence}."
             if self.licence
-            else "Whoever shared these weights has not said under which licence; ask before use."
+            else "No licence was given for these weights; ask whoever shared them before you use "
+            "them."
         )
         return (
-            f"{given} What they come from may bind them too: the starting weights and the pictures "
-            "named above. The code that trained them is under Apache-2.0."
+            f"{given} The licences of the starting weights and of the pictures that are named "
+            "above may apply too. The code that trained them is under Apache-2.0."
         )
 
     def _citation(self) -> str:
         papers = references.of_run(self.record.options)
         if not papers:
-            return "Nothing that was used here has a paper that is known here."
+            return "No paper is known for what was used here."
         return "\n\n".join(
             ["What was used here:", "```bibtex\n" + "\n\n".join(p.bibtex for p in papers) + "\n```"]
         )
@@ -397,8 +399,25 @@ def _listed(values: Iterable[float]) -> str:
     return "(" + ", ".join(f"{value:g}" for value in values) + ")"
 
 
+def _verdicts(found: Thresholds) -> str:
+    """Which pairs of pictures the thresholds call the same or different, and how often wrongly."""
+    if math.isinf(found.same):
+        return (
+            "No cosine is high enough to call two pictures the same; below "
+            f"{found.different:.3f} they are called different, wrongly for "
+            f"{_percent(found.false_different.expected)} of the pairs of one class."
+        )
+    return (
+        f"Two pictures with a cosine of {found.same:.3f} or more are called the same, which is "
+        f"wrong for {_percent(found.false_same.expected)} of the pairs of two classes. Below "
+        f"{found.different:.3f} they are called different, which is wrong for "
+        f"{_percent(found.false_different.expected)} of the pairs of one class. Between the two it "
+        "is unsure."
+    )
+
+
 def _percent(share: float) -> str:
-    return "an unknown share" if math.isnan(share) else f"{100 * share:.2g} %"
+    return "an unknown share" if math.isnan(share) else f"{plain_number(100 * share, 2)} %"
 
 
 def _interval(values: Sequence[float | None] | None) -> str:

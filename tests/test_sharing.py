@@ -120,15 +120,15 @@ def test_a_card_says_what_the_run_s_files_carry(root, run, tmp_path):
     results = json.loads((run / "results.json").read_text())["results"]
     (numbers,) = (entry for title, entry in results.items() if "raw" not in title)
     assert f"| R@1 | {numbers['R@1']:.4f} |" in text
-    assert "shared under cc-by-4.0" in text and "How sure the numbers are was not measured" in text
+    assert "shared under cc-by-4.0" in text and "No confidence intervals were" in text
     images = len(list((root / "photos").rglob("train*/*.png")))
     assert f"the training split of folder:photos, {images} images of" in text
-    assert "it began with random weights" in text and "Proxy_Anchor + DDML" in text
+    assert "- **Starting weights**: random\n" in text and "Proxy_Anchor + DDML" in text
     assert "@inproceedings{park2025deep," in text and "@inproceedings{kim2020proxy," in text
     assert "wang2022learnable" not in text and str(root) not in text
     assert "picked on the test classes. The numbers above are of the same classes" in text
     wrong = f"{100 * (1 - numbers['R@1']):.0f}"
-    assert f"the nearest picture was of another class for {wrong}." in text
+    assert f"the nearest picture was of another class for {wrong} of 100 queries." in text
 
 
 def test_the_header_of_a_card_is_what_the_hub_reads(run, tmp_path):
@@ -152,9 +152,10 @@ def test_a_card_says_what_the_weights_began_with_and_that_no_epoch_was_picked(ro
     assert "base_model" not in card_of(run, tmp_path)
     tiny.edit(run / "args.json", pretrained="imagenet")
     text = card_of(run, tmp_path)
-    assert "the weights after epoch 1, evaluated once: none was picked" in text
+    assert "the weights after epoch 1, the only ones that were evaluated" in text
     assert "\nbase_model: timm/test_vit.r160_in1k\n" in text
-    assert "pretrained (timm/test_vit.r160_in1k); licence of these weights: apache-2.0" in text
+    told = "timm:test_vit from timm/test_vit.r160_in1k on the Hub (licence: apache-2.0)"
+    assert f"- **Starting weights**: the pretrained {told}\n" in text
 
 
 def edited(run: Path, file: str, **changes: object) -> Path:
@@ -181,7 +182,8 @@ def test_a_card_calls_held_out_classes_what_they_are(run, tmp_path):
     assert "On classes held out of the training split of folder:photos, 12 queries" in text
     assert "name: folder:photos, classes held out of the training split\n" in text
     assert "evaluation split" not in text
-    assert "below 0.250 of two, but for 5 % of the different pairs" in text
+    assert "No cosine is high enough to call two pictures the same; below 0.250 they are" in text
+    assert "called different, wrongly for 5 % of the pairs of one class. This was measured" in text
     assert "Measured on 6 classes alone, these errors are a rough guess" in text
     assert "picked on the validation classes. The numbers above are of the same classes" in text
 
@@ -196,7 +198,7 @@ def test_a_card_has_options_as_a_command_line_has_them(run, tmp_path):
 
 def test_without_a_licence_the_card_says_so(run, tmp_path):
     text = card_of(run, tmp_path)
-    assert "\nlicense:" not in text and "has not said under which licence" in text
+    assert "\nlicense:" not in text and "No licence was given for these weights" in text
 
 
 def numbers_file(run: Path, tmp_path: Path, shift: float = 0.0) -> Path:
@@ -213,7 +215,7 @@ def test_a_card_takes_intervals_from_an_evaluation_of_this_run_alone(run, tmp_pa
     known.write_text(known.read_text().replace("[0.25, 0.5]", "[null, null]"))
     assert "| not measured |" in card_of(run, tmp_path, "--numbers", known)
     text = card_of(run, tmp_path, "--numbers", numbers_file(run, tmp_path))
-    assert "| 0.2500 to 0.5000 |" in text and "was not measured" not in text
+    assert "| 0.2500 to 0.5000 |" in text and "No confidence" not in text
     strange = numbers_file(run, tmp_path, shift=0.1)
     said = refusal(capsys, export, run, "--card", tmp_path / "c.md", "--numbers", strange)
     assert "is not about this run" in said and not (tmp_path / "c.md").exists()
@@ -340,8 +342,9 @@ def test_thresholds_go_along_with_the_network_that_they_were_measured_for(root, 
     export(changed, "--push-to-hub", "me/x")
     assert load_run("hf:me/x").thresholds == replace(measured, title="folder:photos")
     text = (hub.folder / "me/x/README.md").read_text()
-    assert "from 0.812 on" in text and "below 0.500" in text
-    assert "but for 10 % of the different" in text and "of folder:photos, two pictures" in text
+    assert "a cosine of 0.812 or more are called the same" in text and "Below 0.500 they" in text
+    assert "wrong for 10 % of the pairs of two classes" in text
+    assert "measured on the evaluation split of folder:photos." in text
 
 
 def test_what_the_hub_refuses_is_one_sentence(run, hub, monkeypatch, capsys):
