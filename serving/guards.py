@@ -6,15 +6,19 @@ Any page in the user's browser can send requests to this machine, but it cannot 
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import re
 import socket
-from collections.abc import Collection
+import threading
+from collections.abc import Callable, Collection, Iterator
 from email import errors
 from email.message import Message
 from http import HTTPStatus
 
 MOST_BYTES = 32_000_000  # of an uploaded picture
+MOST_ARRIVED = 8 * MOST_BYTES  # of all pictures that are being read, or searched for
+BLOCK = 2**16  # bytes that are read at once
 _NAME_AND_PORT = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
 
 
@@ -138,3 +142,38 @@ def check_kind(headers: Message) -> None:
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
             "a form is not accepted; send the picture itself (curl --data-binary @photo.jpg)",
         )
+
+
+class Room:
+    """The memory for the bodies of all requests: it is taken as their bytes arrive.
+
+    Attributes:
+        most: bytes that there are. taken: bytes that are in use.
+    """
+
+    def __init__(self, most: int = MOST_ARRIVED) -> None:
+        self.most, self.taken = most, 0
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def part(self) -> Iterator[Callable[[int], None]]:
+        """A function that takes so many bytes more, or refuses; all is given back at the end."""
+        own = 0
+
+        def take(count: int) -> None:
+            nonlocal own
+            with self._lock:
+                if self.taken + count > self.most:
+                    raise Refused(
+                        HTTPStatus.SERVICE_UNAVAILABLE,
+                        "too many pictures are on their way already; try again in a moment",
+                        Retry_After="2",
+                    )
+                self.taken += count
+            own += count
+
+        try:
+            yield take
+        finally:
+            with self._lock:
+                self.taken -= own

@@ -19,7 +19,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
@@ -106,6 +106,7 @@ class Handler(BaseHTTPRequestHandler):
     api: Api
     names: frozenset[str]
     searches: threading.BoundedSemaphore
+    room: guards.Room
 
     def setup(self) -> None:
         """Limits the time for reading."""
@@ -225,19 +226,24 @@ class Handler(BaseHTTPRequestHandler):
 
     # --- bodies -----------------------------------------------------------------------------------
 
-    def body(self) -> bytes:
-        """Reads the body of the request; refuses one that is too large."""
+    @contextlib.contextmanager
+    def body(self) -> Iterator[bytes]:
+        """The body of the request; refuses one that is too large, or has no room beside others."""
         length = guards.body_length(self.headers)
         guards.check_kind(self.headers)
         if self.headers.get("Expect", "").lower() == "100-continue":
             self.send_response_only(HTTPStatus.CONTINUE)
             self.end_headers()
         self._incoming.until = time.monotonic() + BODY_SECONDS
-        content = self.rfile.read(length)
-        self._unread = 0
-        if len(content) < length:
-            raise ConnectionResetError("the body ended early")
-        return content
+        with self.room.part() as take:
+            content = io.BytesIO()
+            while (left := length - content.tell()) > 0:
+                if not (block := self.rfile.read(min(left, guards.BLOCK))):
+                    raise ConnectionResetError("the body ended early")
+                take(len(block))
+                content.write(block)
+            self._unread = 0
+            yield content.getvalue()
 
 
 # --- routes ---------------------------------------------------------------------------------------
@@ -294,17 +300,17 @@ def _picture(handler: Handler, query: Mapping[str, str], row: str, kind: str) ->
 
 
 def _search(handler: Handler, query: Mapping[str, str]) -> Answer:
-    content = handler.body()  # first: who sends slowly keeps nobody from searching
-    if not handler.searches.acquire(blocking=False):
-        raise Refused(
-            HTTPStatus.SERVICE_UNAVAILABLE,
-            f"{MOST_SEARCHES} searches are waiting already; try again in a moment",
-            Retry_After="2",
-        )
-    try:
-        return as_answer(handler.api.search(query, content))
-    finally:
-        handler.searches.release()
+    with handler.body() as content:  # first: who sends slowly keeps nobody from searching
+        if not handler.searches.acquire(blocking=False):
+            raise Refused(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                f"{MOST_SEARCHES} searches are waiting already; try again in a moment",
+                Retry_After="2",
+            )
+        try:
+            return as_answer(handler.api.search(query, content))
+        finally:
+            handler.searches.release()
 
 
 ROUTES: tuple[tuple[str, str, Collection[str] | None, Callable[..., Answer]], ...] = (

@@ -49,7 +49,8 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self._connections = threading.BoundedSemaphore(MOST_CONNECTIONS)
         searches = threading.BoundedSemaphore(MOST_SEARCHES)
         known = frozenset({name.lower() for name in (*names, host)} | guards.own_names())
-        handler = type("Handler", (Handler,), {"api": api, "names": known, "searches": searches})
+        own = {"api": api, "names": known, "searches": searches, "room": guards.Room()}
+        handler = type("Handler", (Handler,), own)
         try:
             super().__init__(address, handler)
         except OSError as error:

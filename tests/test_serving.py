@@ -622,6 +622,29 @@ def test_searches_and_connections_are_bounded(shop, server):
     until(lambda: status_of_info(server) == 200)
 
 
+def test_what_arrives_of_all_pictures_is_bounded(shop, server):
+    """Otherwise as many as there may be connections would lie in memory, each up to its bound."""
+    photo = shop.photo(3).read_bytes()
+    room = server.RequestHandlerClass.room = guards.Room(len(photo) + 500)
+    announced = ["POST /api/search HTTP/1.1", host(server), "Content-Length: 20000000"]
+    head = "\r\n".join([*announced, "", ""]).encode()
+    with contextlib.ExitStack() as slow:
+        for _ in range(2):
+            slow.enter_context(connection_of_another(server)).sendall(head)
+        assert find(server, photo).status == 200, "they have sent nothing yet"
+        large = slow.enter_context(connection_of_another(server))
+        large.sendall(head + bytes(guards.BLOCK))
+        assert b" 503 " in large.recv(20), "more than there is room for"
+        room.most = 2 * guards.BLOCK + 500
+        for _ in range(2):
+            slow.enter_context(connection_of_another(server)).sendall(head + bytes(guards.BLOCK))
+        until(lambda: room.taken == 2 * guards.BLOCK)
+        answer = find(server, photo)
+        assert answer.status == 503 and answer.headers["Retry-After"] and "moment" in answer.error
+    until(lambda: find(server, photo).status == 200)
+    assert room.taken == 0
+
+
 def status_of_info(server):
     """0 for a connection that was closed before the answer was read."""
     try:
@@ -1120,7 +1143,7 @@ def test_keys_alone_are_enough(browser, shop, server, monkeypatch):
         assert window.get_by_role("status").inner_text().startswith("20 pictures")
         name = re.compile(r"^\S+ ?, \d\.png ?, cosine 0\.\d+ ?; search on from here$")
         assert window.get_by_role("button", name=name).count() == 19, "one file is gone"
-        for role, name in (("combobox", "results"), ("searchbox", "label contains")):
+        for role, name in (("combobox", "results"), ("searchbox", "label or name contains")):
             assert window.get_by_role(role, name=name).count() == 1
         assert said == []
 
