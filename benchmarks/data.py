@@ -49,6 +49,8 @@ from dataset.loader import Loader, eval_loader, train_loader
 from dataset.reading import FROM_FILES, Reading
 from dataset.samplers import make_sampler
 from devices import device_name
+from flags import whole
+from utils import sentence_errors
 
 SPEC = net.INPUTS["imagenet"]
 CLASSES = 200
@@ -182,6 +184,8 @@ def print_table(speeds: dict[str, float]) -> None:
 
 # --- memory of a worker ---------------------------------------------------------------------------
 
+READ_AT_ONCE = 20  # images
+
 
 def many_images(folder: Path, count: int) -> ImageSet:
     """`count` names of one small picture."""
@@ -219,10 +223,15 @@ def print_memory(folder: Path, args: argparse.Namespace) -> None:
     """Growth of a worker that reads every image once: ours, and lists of Python objects."""
     images = many_images(folder / "many", args.memory_images)
     loader = eval_loader(
-        images, spec=SPEC, batch_size=20, device=torch.device("cpu"), workers=2, image_size=16
+        images,
+        spec=SPEC,
+        batch_size=READ_AT_ONCE,
+        device=torch.device("cpu"),
+        workers=2,
+        image_size=16,
     )
     grown = growth(loader, len(loader))
-    plain = DataLoader(PublishedDataset(images, transforms.ToTensor()), 20, num_workers=2)
+    plain = DataLoader(PublishedDataset(images, transforms.ToTensor()), READ_AT_ONCE, num_workers=2)
     grown_plain = growth(plain, len(plain))
     print(
         f"\nA worker that reads {len(images):,} images grows by {grown:.1f} MB; with paths and "
@@ -300,11 +309,16 @@ def print_waiting(images: ImageSet, args: argparse.Namespace, cache_dir: Path) -
 def main() -> None:
     """Generates the files, measures, prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=4000, help="training images")
-    parser.add_argument("--memory-images", type=int, default=60_000, help="for the memory's growth")
-    parser.add_argument("--batch-size", type=int, default=120)
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--images", type=whole(2), default=4000, help="training images")
+    parser.add_argument(
+        "--memory-images",
+        type=whole(10 * READ_AT_ONCE),
+        default=60_000,
+        help="for the memory's growth",
+    )
+    parser.add_argument("--batch-size", type=whole(2), default=120)
+    parser.add_argument("--workers", type=whole(0), default=os.cpu_count())
+    parser.add_argument("--repeats", type=whole(1), default=3)
     args = parser.parse_args()
     args.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory() as folder:
@@ -328,4 +342,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with sentence_errors():
+        main()

@@ -221,3 +221,9 @@ def test_losses_are_timed_without_the_library(tmp_path):
         "triplet",
         "NormSoftmax",
     ]
+
+
+def test_too_few_images_to_measure_the_memory_of_a_worker_are_refused_at_once():
+    done = run_python("benchmarks/data.py", "--memory-images", 199)
+    assert done.returncode == 2 and not done.stdout
+    assert "--memory-images: 199 is below the smallest useful value, 200" in done.stderr
