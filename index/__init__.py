@@ -8,7 +8,7 @@ known      the images that an index has        adding     embeds and adds new im
 network    the network that made an index      making     build, add, remove, compact, approximate
 asking     answers to pictures                 reordering query expansion, re-ranking
 showing    what the commands print             pictures   answers as a contact sheet
-duplicates images that look alike
+duplicates images that look alike              keys       texts that are found without reading all
 
     index = Index.open("shop.index")
     hits = index.search(index.embedder()(["photo.jpg"]), top=10)

@@ -156,7 +156,7 @@ class Adding:
             if photo.id is None:
                 continue
             other = self._given.setdefault(photo.id, photo.path)
-            if other == photo.path and (known := self.known.ids.get(photo.id)) is not None:
+            if other == photo.path and (known := self.known.with_id(photo.id)) is not None:
                 path = self.index.entry_of(known).path
                 other = path if os.path.lexists(path) else other
             if other != photo.path:
@@ -203,7 +203,8 @@ class Adding:
             need_picture(photo.path)
             status = os.stat(photo.path)  # noqa: PTH116
             stamp = (status.st_size, status.st_mtime_ns)
-            old = self.known.files.get(self.known.at(photo.path))
+            number = self.known.at(photo.path)
+            old = None if number is None else self.known.file(number)
             return old if old and old.stamp == stamp else File(stamp, content_of(photo.path))
         except (OSError, ValueError) as error:
             return error
@@ -215,7 +216,7 @@ class Adding:
             outcome.bad.append(photo.path)
             return
         old, twins = self.known.at(photo.path), self.known.with_content(file.content)
-        if old is not None and self.known.files[old].content == file.content:
+        if old is not None and self.known.file(old).content == file.content:
             self._restate(photo, file, old, chunk, outcome)
         elif old is not None:
             self._put(photo, file, old, chunk)
@@ -226,7 +227,7 @@ class Adding:
         elif twins and not self.how.keep_copies:
             outcome.copies.append((photo.path, self.index.entry_of(twins[0]).id))
         else:
-            self._put(photo, file, self.known.ids.get(photo.id) if photo.id else None, chunk)
+            self._put(photo, file, self.known.with_id(photo.id) if photo.id else None, chunk)
 
     def _has_left(self, number: int) -> bool:
         """Whether an image's file no longer exists, or holds another picture now."""
@@ -236,7 +237,7 @@ class Adding:
         if not os.path.lexists(path):
             return True
         now = self._look(Photo(path))
-        if isinstance(now, File) and now.content != self.known.files[number].content:
+        if isinstance(now, File) and now.content != self.known.file(number).content:
             return True
         self._stayed.add(number)
         return False
@@ -246,8 +247,9 @@ class Adding:
         now, before = self._named(photo, old, chunk), self.index.entry_of(old)
         if (now.id, now.path, now.label) == (before.id, before.path, before.label):
             outcome.there += 1
-            if file.stamp != self.known.files[old].stamp:
-                chunk.touched[old] = self.known.files[old] = file
+            if file.stamp != self.known.file(old).stamp:
+                chunk.touched[old] = file
+                self.known.restamp(old, file)
             return
         outcome.moved += 1
         self._put(photo, file, old, chunk, self.index.embedding_of(old))
@@ -265,7 +267,7 @@ class Adding:
         Both are forgotten at once, so that no other image is compared with them or replaces them.
         """
         named = self._named(photo, old, chunk)
-        replaced = {old, self.known.ids.get(photo.id) if photo.id else None} - {None}
+        replaced = {old, self.known.with_id(photo.id) if photo.id else None} - {None}
         chunk.put(_New(named, file, {each: self.known.drop(each) for each in replaced}, vector))
 
     def _named(self, photo: Photo, old: int | None, chunk: _Chunk) -> Photo:
@@ -282,7 +284,7 @@ class Adding:
             name
             for name in chain(names, (f"{path} ({number})" for number in count(2)))
             if self._given.get(name, photo.path) == photo.path
-            and self.known.ids.get(name, old) == old
+            and self.known.with_id(name) in (None, old)
             and name not in chunk.ids
         )
         return Photo(photo.path, photo.id or next(free), label)
@@ -352,7 +354,9 @@ class Adding:
         wanted = {photo.path: photo for photo in photos}
         owners = {photo.id: photo.path for photo in photos if photo.id}
         others = [
-            number for number in self.known.files if not self._is_one_of(number, wanted, owners)
+            number
+            for number in self.index.numbers().tolist()
+            if not self._is_one_of(number, wanted, owners)
         ]
         if others:
             self.writer.add({}, {"removed": np.array(others, np.int64)})

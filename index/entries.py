@@ -12,6 +12,7 @@ import numpy as np
 
 from dataset.files import composed
 from index.journal import Record
+from index.keys import encoded, keys_of
 
 
 class Entry(NamedTuple):
@@ -29,10 +30,10 @@ class Entry(NamedTuple):
 
 def _text_arrays(name: str, texts: Iterable[str]) -> dict[str, np.ndarray]:
     """Texts as arrays for a record: their bytes, and the end of each."""
-    encoded = [text.encode("utf-8", "surrogateescape") for text in texts]
+    parts = [encoded(text) for text in texts]
     return {
-        name: np.frombuffer(b"".join(encoded), np.uint8),
-        f"{name}_ends": np.cumsum([len(each) for each in encoded], dtype=np.int64),
+        name: np.frombuffer(b"".join(parts), np.uint8),
+        f"{name}_ends": np.cumsum([len(part) for part in parts], dtype=np.int64),
     }
 
 
@@ -68,6 +69,15 @@ class Texts(Sequence[str]):
     def __getitem__(self, row: int) -> str:  # type: ignore[override]
         start = int(self._ends[row - 1]) if row else 0
         return self._blob[start : int(self._ends[row])].tobytes().decode("utf-8", "surrogateescape")
+
+    def keys(self) -> np.ndarray:
+        """(n,) uint64: the key of each text, see keys.py."""
+        return keys_of(self._blob, self._ends)
+
+    def are_ascii(self) -> np.ndarray:
+        """(n,) bool: whether a text has ASCII letters alone."""
+        others = np.concatenate([[0], np.cumsum(self._blob > 127, dtype=np.int64)])
+        return np.diff(others[np.concatenate([[0], self._ends])]) == 0
 
 
 @dataclass(frozen=True)

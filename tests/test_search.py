@@ -24,10 +24,11 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from conftest import ROOT, refusal, run_cli, run_python
+from conftest import ROOT, counted, refusal, run_cli, run_python
 from PIL import Image
 
 import search
+from dataset.files import composed
 from evaluation.inference import load_run
 from evaluation.thresholds import Found, Rate, Thresholds
 from index import (
@@ -44,6 +45,7 @@ from index import (
 from index.asking import Answer, Hit, ask
 from index.duplicates import pairs_above
 from index.entries import entry_arrays
+from index.known import File, Known
 from index.reordering import best
 from net import hub
 from options import searching
@@ -244,6 +246,61 @@ def test_rows_are_found_by_the_content_of_their_files(tmp_path: Path) -> None:
             rows = set(np.flatnonzero((live == content).all(axis=1)).tolist())
             assert index.rows_with(content.tobytes()) == rows != set()
         assert index.rows_with(bytes([2] * 16)) == index.rows_with(bytes([0] * 15 + [9])) == set()
+
+
+def known_by(index: Index) -> Iterator[tuple[int, str, str, bytes]]:
+    """Number, id, path and checksum of each image."""
+    for number in index.numbers().tolist():
+        entry = index.entry_of(number)
+        yield number, entry.id, entry.path, index.contents()[number].tobytes()
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_images_are_known_by_id_path_and_content(moved: bool, tmp_path: Path) -> None:
+    """Whatever they are called, from wherever they were added, and after some have gone."""
+    folder = tmp_path / "elsewhere" if moved else tmp_path
+    names = ["a.jpg", "a.jpg.jpg", "ä/ö.jpg", "a\u0308.jpg", "日本.jpg", "x" * 200, "../b.jpg", "b"]
+    names += [f"class/{number}.jpg" for number in range(40)] + ["\udcff.jpg"]
+    photos = [
+        sources.Photo(str((folder / name).resolve()), composed(f"id {name}")) for name in names
+    ]
+    rng = np.random.default_rng(0)
+    begin(tmp_path / "i")
+    with journal.writing(tmp_path / "i") as writer:
+        for part in (photos[:9], photos[9:]):
+            arrays = {
+                "vectors": unit(len(part)),
+                **entry_arrays(part, str(folder)),
+                "contents": rng.integers(0, 256, (len(part), 16)).astype(np.uint8),
+                "stamps": rng.integers(1, 99, (len(part), 2)),
+            }
+            writer.add({"folder": str(folder)}, arrays)
+    removed(tmp_path / "i", [3, 20])
+    index = Index.open(tmp_path / "i")
+    known = Known(index)
+    assert len(index) == len(names) - 2
+    for number, id, path, content in known_by(index):
+        assert known.with_id(id) == known.at(path) == number
+        assert known.with_content(content) == [number]
+        assert known.file(number) == File(tuple(index.stamps()[number].tolist()), content)
+    for gone in (3, 20):
+        assert known.with_id(photos[gone].id) is known.at(photos[gone].path) is None
+    assert known.with_id("id c") is known.at("/nowhere") is None and not known.with_content(
+        b"0" * 16
+    )
+    number, id, path, content = next(known_by(index))
+    file = known.drop(number)
+    assert known.with_id(id) is known.at(path) is None and not known.with_content(content)
+    known.take(number, file)
+    assert known.with_id(id) == known.at(path) == number and known.file(number) == file
+    assert known.with_content(content) == [number]
+
+
+def test_who_adds_one_image_does_not_look_at_each_that_is_there(tmp_path: Path) -> None:
+    """With a million it took nine seconds, and a gigabyte."""
+    index = Index.open(filled(tmp_path / "i", unit(20_000, 4)))
+    known, calls = counted(lambda: Known(index))
+    assert known.with_id(index.id(19_999)) == 19_999 and calls < 2_000
 
 
 def test_many_images_are_removed_by_name_at_once(tmp_path: Path) -> None:
