@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from machine import expanded
@@ -101,7 +102,7 @@ class Flag:
     search: Search | None = None
     spelt: Callable[[Any], Any] | None = None
 
-    @property
+    @cached_property  # reading the options of one run asks each flag several times
     def dest(self) -> str:
         """The name of its attribute: the first spelling."""
         return self.spellings[0].lstrip("-").replace("-", "_")
