@@ -68,7 +68,7 @@ class PixelStore:
         if (resized == shapes).all() and (boxes[:, 2:] == size).all() and not views.flip.any():
             return self._windows(index, low, high)
         taps = _taps(extent.max(), size, views.cubic)
-        if taps <= MOST_TAPS and _kernel_works(self.device):
+        if taps <= MOST_TAPS and kernels.usable(self.device) and _kernel_is_right(self.device):
             limits = np.column_stack([low, high - low, views.flip]).astype(np.int64)
             result = self._in_one_pass(index, limits, start - low, extent, size, taps, views.cubic)
         else:
@@ -149,10 +149,8 @@ class PixelStore:
 
 
 @functools.cache
-def _kernel_works(device: torch.device) -> bool:
-    """Whether the kernel can be used on this device: it has to cut what matrices cut."""
-    if not kernels.usable(device):
-        return False
+def _kernel_is_right(device: torch.device) -> bool:
+    """Whether the kernel cuts on this device what matrices cut."""
     shapes, index = np.array([(5, 6), (7, 4)]), np.array([1, 0])
     store = PixelStore((torch.arange(58 * 3, device=device) * 37 % 256).byte().view(-1, 3), shapes)
     low, start = np.array([(0, 1), (2, 0)]), np.array([(0.5, 1.25), (2.0, 0.0)])

@@ -10,6 +10,12 @@ import door
 os.environ["OMP_NUM_THREADS"] = "1"
 door.settle_threads(os.environ)
 
+import torch
+
+# Before Triton is loaded: without a GPU its interpreter runs the kernels.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 import contextlib
 import errno
 import fcntl

@@ -18,7 +18,6 @@ import processes
 from criteria.base import ParameterGroup
 from dataset.base import ImageSet, InputSpec
 from dataset.loader import Loader, train_loader
-from dataset.own import LEAST_CLASSES
 from dataset.samplers import BatchSampler
 from devices import Precision
 from evaluation.embedding import Viewing
@@ -33,6 +32,7 @@ from training import compiling, optim, schedules
 from training.clock import Length
 from utils import InputError, as_clause
 
+CLASSES_TRIED = 1000  # by a loss that is built to see whether it can be, before classes are known
 BATCHES_LOOKED_AT = 100  # at most, until the loss can learn from one of them
 
 
@@ -47,7 +47,7 @@ def check(args: Options, *, continued: bool = False) -> None:
             of weights that it starts from is missing.
     """
     with _loss_errors():
-        objective = losses.compose(args.loss, LEAST_CLASSES, **_recipe(args))
+        objective = losses.compose(args.loss, CLASSES_TRIED, **_recipe(args))
     architecture = _architecture(args, objective.heads)
     if continued:
         return
