@@ -227,11 +227,12 @@ def test_a_kernel_that_fails_or_errs_is_not_used(caplog):
 
 NETWORKS = ["bn_inception", "resnet18", "resnet50", "googlenet", "efficientnet_lite0"]
 if DEVICE.type == "cpu":  # where the interpreter takes a minute for each
-    NETWORKS = [pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS]
+    NETWORKS = [pytest.param(name, True, marks=pytest.mark.slow) for name in NETWORKS]
+else:
+    NETWORKS = [(name, affine) for name in NETWORKS for affine in (True, False)]
 
 
-@pytest.mark.parametrize("name", ["resnet10", *NETWORKS])
-@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("name, affine", [("resnet10", True), ("resnet10", False), *NETWORKS])
 def test_a_network_is_the_same(name, affine, monkeypatch):
     """Its output and all gradients, with the kernels, and without them on a CPU."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
