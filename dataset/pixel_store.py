@@ -69,31 +69,33 @@ class PixelStore:
             return self._windows(index, low, high)
         taps = _taps(extent.max(), size, views.cubic)
         if taps <= MOST_TAPS and kernels.usable(self.device) and _kernel_is_right(self.device):
-            limits = np.column_stack([low, high - low, views.flip]).astype(np.int64)
-            result = self._in_one_pass(index, limits, start - low, extent, size, taps, views.cubic)
+            way = self._in_one_pass
         else:
-            result = self._by_matrices(index, low, high, start, extent, views, size)
+            way = self._by_matrices
+        result = way(index, low, high, start, extent, views, size)
         return result.clamp_(0, 255) if views.cubic else result  # cubic resizing overshoots
 
     def _in_one_pass(
         self,
         index: np.ndarray,
-        limits: np.ndarray,
+        low: np.ndarray,
+        high: np.ndarray,
         start: np.ndarray,
         extent: np.ndarray,
+        views: Views,
         size: int,
-        taps: int,
-        cubic: bool,
     ) -> torch.Tensor:
         """The views, by a kernel; see there for the arguments."""
+        limits = np.column_stack([low, high - low, views.flip]).astype(np.int64)
         places = np.column_stack([self.starts[index], self.shapes[index, 1], limits])
+        taps = _taps(extent.max(), size, views.cubic)
         out = torch.empty(len(index), size, size, 3, device=self.device)
         kernels.launch(
             "crops.cut",
             len(index) * size,
-            *(self.pixels, self._upload(places), self._upload(np.hstack([start, extent]))),
+            *(self.pixels, self._upload(places), self._upload(np.hstack([start - low, extent]))),
             *(out, size, taps),
-            CUBIC=cubic,
+            CUBIC=views.cubic,
             TAPS=_power_of_two(taps),
             COLUMNS=_power_of_two(size),
         )
@@ -156,12 +158,10 @@ def _kernel_is_right(device: torch.device) -> bool:
     low, start = np.array([(0, 1), (2, 0)]), np.array([(0.5, 1.25), (2.0, 0.0)])
     extent, flip = np.array([(6.0, 2.5), (3.0, 6.0)]), np.array([True, False])
     high = np.array([(7, 4), (5, 6)])
-    views = Views(0, np.zeros((2, 4), np.int64), flip)
-    limits = np.column_stack([low, high - low, flip]).astype(np.int64)
-    size, taps = 3, _taps(6.0, 3, cubic=False)
+    given = (index, low, high, start, extent, Views(0, np.zeros((2, 4), np.int64), flip), 3)
     return kernels.agree(
-        lambda: store._in_one_pass(index, limits, start - low, extent, size, taps, cubic=False),
-        store._by_matrices(index, low, high, start, extent, views, size),
+        lambda: store._in_one_pass(*given),
+        store._by_matrices(*given),
         tolerance=1.0,  # of 255 levels: matrices are in half precision
     )
 
