@@ -68,13 +68,7 @@ from criteria.pairs import (
     SoftmaxPairLoss,
     TripletLoss,
 )
-from criteria.proxies import (
-    ProxyAnchorLoss,
-    ProxyLoss,
-    negative_term,
-    positive_term,
-    proxy_losses,
-)
+from criteria.proxies import ProxyAnchorLoss, ProxyLoss, negative_term, positive_term, proxy_losses
 from criteria.similarity import cosine_similarity, introspective_similarity
 from criteria.sphere import NormPenalty, SphericalConstraint
 from utils import InputError

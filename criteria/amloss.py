@@ -10,17 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import processes
-from criteria import PROXY_LR_SCALE
-from criteria.base import (
-    ParameterGroup,
-    check_batch,
-    check_not_negative,
-    check_positive,
-    check_whole,
-    in_float32,
-    unit_rows,
-    written_out,
-)
+from criteria import PROXY_LR_SCALE, checks
+from criteria.base import ParameterGroup, check_batch, in_float32, unit_rows, written_out
 from criteria.proxies import ProxyLoss, own_and_push, pull
 from criteria.strips import Strip, total
 from criteria.timing import FEW, fastest, in_words
@@ -56,11 +47,11 @@ class AMLoss(ProxyLoss):
         proxy_lr_scale: float = PROXY_LR_SCALE,
     ) -> None:
         super().__init__(num_classes, embedding_size, proxy_lr_scale)
-        check_positive(
+        checks.positive(
             alphap=alphap, alphan=alphan, margin_step=margin_step, margin_gamma=margin_gamma
         )
-        check_whole(margin_step=margin_step)
-        check_not_negative(lam=lam, margin_lr=margin_lr)
+        checks.whole(margin_step=margin_step)
+        checks.not_negative(lam=lam, margin_lr=margin_lr)
         self.margin = margin
         self.alphap = alphap
         self.alphan = alphan

@@ -11,16 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from criteria.base import (
-    Criterion,
-    ParameterGroup,
-    References,
-    check_batch,
-    check_not_negative,
-    check_positive,
-    in_float32,
-    of_labels,
-)
+from criteria import checks
+from criteria.base import Criterion, ParameterGroup, References, check_batch, in_float32, of_labels
 from criteria.softmax import NormalisedSoftmaxLoss
 from criteria.strips import recomputed, rows_per_strip
 
@@ -60,10 +52,9 @@ class SupAPLoss(Criterion):
         proxy_lr: float = 10.0,
     ) -> None:
         super().__init__()
-        check_positive(temperature=temperature, softmax_temperature=softmax_temperature)
-        check_not_negative(slope=slope, delta=delta, start=start, offset=offset, proxy_lr=proxy_lr)
-        if not 0 < weight <= 1:
-            raise ValueError(f"weight must be above 0 and at most 1, not {weight}.")
+        checks.positive(temperature=temperature, softmax_temperature=softmax_temperature)
+        checks.not_negative(slope=slope, delta=delta, start=start, offset=offset, proxy_lr=proxy_lr)
+        checks.share(weight=weight)
         self.weight = weight
         self.temperature = temperature
         self.slope = slope

@@ -243,27 +243,6 @@ def _check_tensor(name: str, values: object) -> None:
         )
 
 
-def check_positive(**values: float) -> None:
-    """Raise ValueError, with its name, for a value that is not above 0."""
-    for name, value in values.items():
-        if not value > 0:
-            raise ValueError(f"{name} must be above 0, not {value}.")
-
-
-def check_not_negative(**values: float) -> None:
-    """Raise ValueError, with its name, for a value below 0."""
-    for name, value in values.items():
-        if not value >= 0:
-            raise ValueError(f"{name} must be 0 or more, not {value}.")
-
-
-def check_whole(**values: float) -> None:
-    """Raise ValueError, with its name, for a value that is not a whole number."""
-    for name, value in values.items():
-        if value != int(value):
-            raise ValueError(f"{name} must be a whole number, not {value}.")
-
-
 LARGE = 1024**2
 """A batch with more pairs takes so long that waiting for the GPU costs nothing in comparison."""
 

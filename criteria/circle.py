@@ -9,14 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from criteria.base import (
-    Criterion,
-    References,
-    check_batch,
-    check_positive,
-    in_float32,
-    pair_masks,
-)
+from criteria import checks
+from criteria.base import Criterion, References, check_batch, in_float32, pair_masks
 
 
 class CircleLoss(Criterion):
@@ -37,7 +31,7 @@ class CircleLoss(Criterion):
 
     def __init__(self, m: float = 0.4, gamma: float = 80.0) -> None:
         super().__init__()
-        check_positive(gamma=gamma)
+        checks.positive(gamma=gamma)
         self.m = m
         self.gamma = gamma
 

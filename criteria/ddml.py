@@ -13,16 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from criteria.base import (
-    Criterion,
-    Embeddings,
-    ParameterGroup,
-    check_batch,
-    check_not_negative,
-    check_positive,
-    in_float32,
-    unit_rows,
-)
+from criteria import checks
+from criteria.base import Criterion, Embeddings, ParameterGroup, check_batch, in_float32, unit_rows
 from criteria.objective import Term
 from criteria.proxies import ProxyLoss, proxy_losses
 from criteria.softmax import compare_rows, cross_entropy, smoothed_cross_entropy
@@ -69,8 +61,8 @@ class DisentanglingLoss(Criterion):
                 "The disentangling loss compares its samples with class proxies, which "
                 f"{type(base).__name__} does not have: give it a proxy loss ({proxy_losses()})."
             )
-        check_not_negative(al=al, be=be, gam=gam)
-        check_positive(scale=scale)
+        checks.not_negative(al=al, be=be, gam=gam)
+        checks.positive(scale=scale)
         self.base = base
         self.al = al
         self.be = be

@@ -9,14 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from criteria.base import (
-    ParameterGroup,
-    check_batch,
-    check_not_negative,
-    check_positive,
-    check_whole,
-    in_float32,
-)
+from criteria import checks
+from criteria.base import ParameterGroup, check_batch, in_float32
 from criteria.poincare import ball_distances, riemannian, to_ball
 from criteria.proxies import ProxyAnchorLoss
 
@@ -63,11 +57,11 @@ class HierLoss(ProxyAnchorLoss):
         ancestor_lr_scale: float = 50.0,
     ) -> None:
         super().__init__(num_classes, embedding_size, margin, alpha, proxy_lr_scale=proxy_lr_scale)
-        check_positive(tau=tau, topk=topk, ancestors=ancestors, curvature=curvature, clip=clip)
-        check_not_negative(
+        checks.positive(tau=tau, topk=topk, ancestors=ancestors, curvature=curvature, clip=clip)
+        checks.not_negative(
             weight=weight, hierarchy_margin=hierarchy_margin, ancestor_lr_scale=ancestor_lr_scale
         )
-        check_whole(topk=topk, ancestors=ancestors)
+        checks.whole(topk=topk, ancestors=ancestors)
         self.weight = weight
         self.hierarchy_margin = hierarchy_margin
         self.tau = tau

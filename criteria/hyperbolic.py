@@ -8,16 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from criteria.base import (
-    Criterion,
-    check_batch,
-    check_not_negative,
-    check_positive,
-    in_float32,
-    of_labels,
-    pair_masks,
-    unit_rows,
-)
+from criteria import checks
+from criteria.base import Criterion, check_batch, in_float32, of_labels, pair_masks, unit_rows
 from criteria.poincare import ball_distances, to_ball
 
 
@@ -39,7 +31,7 @@ class PairCrossEntropy(Criterion):
 
     def __init__(self, temperature: float) -> None:
         super().__init__()
-        check_positive(temperature=temperature)
+        checks.positive(temperature=temperature)
         self.temperature = temperature
 
     def similarity(self, embeddings: Tensor) -> Tensor:
@@ -84,8 +76,8 @@ class HyperbolicPairLoss(PairCrossEntropy):
 
     def __init__(self, temperature: float = 0.2, curvature: float = 0.1, clip: float = 2.3) -> None:
         super().__init__(temperature)
-        check_positive(curvature=curvature)
-        check_not_negative(clip=clip)
+        checks.positive(curvature=curvature)
+        checks.not_negative(clip=clip)
         self.curvature = curvature
         self.clip = clip
 

@@ -9,17 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from criteria.base import (
-    Criterion,
-    ParameterGroup,
-    check_batch,
-    check_not_negative,
-    check_positive,
-    check_whole,
-    in_float32,
-    of_labels,
-    unit_rows,
-)
+from criteria import checks
+from criteria.base import Criterion, ParameterGroup, check_batch, in_float32, of_labels, unit_rows
 
 
 class HistLoss(Criterion):
@@ -56,11 +47,11 @@ class HistLoss(Criterion):
         layer_lr_scale: float = 10.0,
     ) -> None:
         super().__init__()
-        check_positive(num_classes=num_classes, tau=tau, hidden=hidden)
-        check_not_negative(
+        checks.positive(num_classes=num_classes, tau=tau, hidden=hidden)
+        checks.not_negative(
             alpha=alpha, lam=lam, distribution_lr=distribution_lr, layer_lr_scale=layer_lr_scale
         )
-        check_whole(hidden=hidden)
+        checks.whole(hidden=hidden)
         self.num_classes = num_classes
         self.embedding_size = embedding_size
         self.tau = tau

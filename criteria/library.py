@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from criteria import LIBRARY, PROXY_LR_SCALE
+from criteria import LIBRARY, PROXY_LR_SCALE, checks
 from criteria.arguments import (
     SIZES,
     Parameters,
@@ -20,14 +20,7 @@ from criteria.arguments import (
     check_complete,
     unknown,
 )
-from criteria.base import (
-    Criterion,
-    ParameterGroup,
-    References,
-    check_batch,
-    check_not_negative,
-    in_float32,
-)
+from criteria.base import Criterion, ParameterGroup, References, check_batch, in_float32
 from flags import key_value
 from utils import InputError
 
@@ -84,7 +77,7 @@ class LibraryLoss(Criterion):
         proxy_lr_scale: float = PROXY_LR_SCALE,
     ) -> None:
         super().__init__()
-        check_not_negative(proxy_lr_scale=proxy_lr_scale)
+        checks.not_negative(proxy_lr_scale=proxy_lr_scale)
         self.proxy_lr_scale = proxy_lr_scale
         self.loss = loss
         self.miner = miner

@@ -9,15 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from criteria.base import (
-    Criterion,
-    ParameterGroup,
-    References,
-    check_batch,
-    check_not_negative,
-    check_positive,
-    in_float32,
-)
+from criteria import checks
+from criteria.base import Criterion, ParameterGroup, References, check_batch, in_float32
 from criteria.miners import BOUNDARY, Miner, Triplets, miner_of
 
 
@@ -54,8 +47,8 @@ class MarginLoss(Criterion):
         mining: str = "released",
     ) -> None:
         super().__init__()
-        check_positive(beta=beta)
-        check_not_negative(margin=margin, nu=nu, beta_lr=beta_lr or 0.0)
+        checks.positive(beta=beta)
+        checks.not_negative(margin=margin, nu=nu, beta_lr=beta_lr or 0.0)
         self.margin = margin
         self.nu = nu
         self.num_classes = num_classes

@@ -11,7 +11,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from criteria.base import Criterion, Embeddings, check_not_negative, in_float32
+from criteria import checks
+from criteria.base import Criterion, Embeddings, in_float32
 from criteria.objective import Term
 
 
@@ -43,7 +44,7 @@ class MaskOrthogonality(Criterion):
 
 def masks(name: str, metric: Term, l2_norm: bool, *, weight: float = 1.0) -> dict[str, Term]:
     """Adds the masks' mean cosine to a loss, if it is called with ``masks=``."""
-    check_not_negative(weight=weight)
+    checks.not_negative(weight=weight)
     return {"masks": Term(MaskOrthogonality(), _masks_of_call, weight=weight)}
 
 

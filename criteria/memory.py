@@ -10,16 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from criteria.base import (
-    Criterion,
-    ParameterGroup,
-    References,
-    check_batch,
-    check_not_negative,
-    check_positive,
-    check_whole,
-    in_float32,
-)
+from criteria import checks
+from criteria.base import Criterion, ParameterGroup, References, check_batch, in_float32
 from criteria.objective import Term
 from devices import with_host_copy
 
@@ -44,9 +36,9 @@ class MemoryBank(Criterion):
 
     def __init__(self, loss: Criterion, size: int, embedding_size: int, start: int = 0) -> None:
         super().__init__()
-        check_positive(size=size)
-        check_not_negative(start=start)
-        check_whole(size=size, start=start)
+        checks.positive(size=size)
+        checks.not_negative(start=start)
+        checks.whole(size=size, start=start)
         self.loss = loss
         self.size = int(size)
         self.start = int(start)

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from criteria import checks
 from criteria.arguments import unknown
 from criteria.base import (
     References,
     check_batch,
-    check_not_negative,
     in_float32,
     of_labels,
     on_host,
@@ -149,7 +149,7 @@ class NearestNegativeMiner(Miner):
     """
 
     def __init__(self, cutoff: float = 0.5, *, near: bool = True) -> None:
-        check_not_negative(cutoff=cutoff)
+        checks.not_negative(cutoff=cutoff)
         self.cutoff = cutoff
         self.near = near
 

@@ -8,13 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from criteria import checks
 from criteria.base import (
     Criterion,
     ParameterGroup,
     References,
     check_batch,
-    check_not_negative,
-    check_positive,
     in_float32,
     log_one_plus_sum_exp,
     of_labels,
@@ -65,7 +64,7 @@ class TripletLoss(Criterion):
         mining: str = "released",
     ) -> None:
         super().__init__()
-        check_not_negative(margin=margin)
+        checks.not_negative(margin=margin)
         self.margin = margin
         self.squared = squared
         self.soft = soft
@@ -131,7 +130,7 @@ class SemihardTripletLoss(Criterion):
 
     def __init__(self, margin: float = 0.2, *, squared: bool = True, soft: bool = False) -> None:
         super().__init__()
-        check_not_negative(margin=margin)
+        checks.not_negative(margin=margin)
         self.margin = margin
         self.squared = squared
         self.soft = soft
@@ -179,7 +178,7 @@ class NPairLoss(Criterion):
 
     def __init__(self, scale: float = 5.0) -> None:
         super().__init__()
-        check_positive(scale=scale)
+        checks.positive(scale=scale)
         self.scale = scale
 
     @in_float32
@@ -224,7 +223,7 @@ class MultiSimilarityLoss(Criterion):
         self, alpha: float = 2.0, beta: float = 40.0, base: float = 0.5, epsilon: float = 0.1
     ) -> None:
         super().__init__()
-        check_positive(alpha=alpha, beta=beta)
+        checks.positive(alpha=alpha, beta=beta)
         self.alpha = alpha
         self.beta = beta
         self.base = base
@@ -277,8 +276,8 @@ class SoftmaxPairLoss(Criterion):
 
     def __init__(self, alpha: float = 1.0, *, alpha_lr: float = 1.0) -> None:
         super().__init__()
-        check_positive(alpha=alpha)
-        check_not_negative(alpha_lr=alpha_lr)
+        checks.positive(alpha=alpha)
+        checks.not_negative(alpha_lr=alpha_lr)
         self.alpha_lr = alpha_lr
         self.alpha = nn.Parameter(torch.tensor(float(alpha)))
 

@@ -10,18 +10,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from criteria import PROXY_LR_SCALE
+from criteria import PROXY_LR_SCALE, checks
 from criteria.arguments import LARGEST
-from criteria.base import (
-    Criterion,
-    ParameterGroup,
-    check_batch,
-    check_not_negative,
-    check_positive,
-    check_whole,
-    in_float32,
-    unit_rows,
-)
+from criteria.base import Criterion, ParameterGroup, check_batch, in_float32, unit_rows
 from criteria.strips import recomputed, rows_per_strip
 from criteria.timing import FEW, fastest, in_words
 
@@ -57,11 +48,11 @@ class PotentialFieldLoss(Criterion):
         proxy_lr_scale: float = PROXY_LR_SCALE,
     ) -> None:
         super().__init__()
-        check_positive(
+        checks.positive(
             num_classes=num_classes, alpha=alpha, delta=delta, proxies_per_class=proxies_per_class
         )
-        check_not_negative(proxy_lr_scale=proxy_lr_scale)
-        check_whole(proxies_per_class=proxies_per_class)
+        checks.not_negative(proxy_lr_scale=proxy_lr_scale)
+        checks.whole(proxies_per_class=proxies_per_class)
         if delta > 2:
             raise ValueError(
                 f"delta must be at most 2, the largest distance of unit vectors, not {delta}."

@@ -15,16 +15,8 @@ import torch
 from torch import Tensor, nn
 
 import processes
-from criteria import LOSSES, PROXY_LR_SCALE, load
-from criteria.base import (
-    Criterion,
-    ParameterGroup,
-    check_batch,
-    check_not_negative,
-    check_positive,
-    in_float32,
-    written_out,
-)
+from criteria import LOSSES, PROXY_LR_SCALE, checks, load
+from criteria.base import Criterion, ParameterGroup, check_batch, in_float32, written_out
 from criteria.similarity import compare
 from criteria.strips import Strip, Terms, recomputed, rows_per_strip, total
 
@@ -135,8 +127,8 @@ class ProxyLoss(Criterion):
         self, num_classes: int, embedding_size: int, proxy_lr_scale: float = PROXY_LR_SCALE
     ) -> None:
         super().__init__()
-        check_positive(num_classes=num_classes, embedding_size=embedding_size)
-        check_not_negative(proxy_lr_scale=proxy_lr_scale)
+        checks.positive(num_classes=num_classes, embedding_size=embedding_size)
+        checks.not_negative(proxy_lr_scale=proxy_lr_scale)
         self.num_classes = num_classes
         self.embedding_size = embedding_size
         self.proxy_lr_scale = proxy_lr_scale
@@ -299,7 +291,7 @@ class ProxyAnchorLoss(ProxyLoss):
         proxy_lr_scale: float = PROXY_LR_SCALE,
     ) -> None:
         super().__init__(num_classes, embedding_size, proxy_lr_scale)
-        check_positive(alpha=alpha)
+        checks.positive(alpha=alpha)
         self.margin = margin
         self.alpha = alpha
 

@@ -10,15 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from criteria.base import (
-    Criterion,
-    References,
-    check_batch,
-    check_positive,
-    in_float32,
-    of_labels,
-    pair_masks,
-)
+from criteria import checks
+from criteria.base import Criterion, References, check_batch, in_float32, of_labels, pair_masks
 from criteria.strips import recomputed, rows_per_strip
 from devices import on_device
 
@@ -51,7 +44,7 @@ class RecallAtKLoss(Criterion):
         simix: bool = False,
     ) -> None:
         super().__init__()
-        check_positive(temperature=temperature, rank_temperature=rank_temperature)
+        checks.positive(temperature=temperature, rank_temperature=rank_temperature)
         self.ks = whole_numbers(ks)
         self.temperature = temperature
         self.rank_temperature = rank_temperature

@@ -16,25 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from criteria.base import (
-    ParameterGroup,
-    check_batch,
-    check_not_negative,
-    check_positive,
-    check_whole,
-    in_float32,
-    of_labels,
-    written_out,
-)
+from criteria import checks
+from criteria.base import ParameterGroup, check_batch, in_float32, of_labels, written_out
 from criteria.proxies import ProxyLoss
 from criteria.strips import Strip, total
-
-
-def _check_share(**values: float) -> None:
-    """Raise ValueError, with its name, for a value outside [0, 1)."""
-    for name, value in values.items():
-        if not 0 <= value < 1:
-            raise ValueError(f"{name} must be at least 0 and below 1, not {value}.")
 
 
 class Rows(NamedTuple):
@@ -155,8 +140,9 @@ class NormalisedSoftmaxLoss(ProxyLoss):
         proxy_lr_scale: float = 1.0,
     ) -> None:
         super().__init__(num_classes, embedding_size, proxy_lr_scale)
-        check_positive(temperature=temperature)
-        _check_share(smoothing=smoothing)
+        checks.positive(temperature=temperature)
+        if not 0 <= smoothing < 1:
+            raise ValueError(f"smoothing must be at least 0 and below 1, not {smoothing}.")
         self.temperature = temperature
         self.smoothing = smoothing
         nn.init.uniform_(self.proxies, -(embedding_size**-0.5), embedding_size**-0.5)
@@ -198,7 +184,7 @@ class ProxyNCAPlusPlusLoss(ProxyLoss):
         proxy_eps: float = 1.0,
     ) -> None:
         super().__init__(num_classes, embedding_size, proxy_lr_scale)
-        check_positive(temperature=temperature, proxy_eps=proxy_eps)
+        checks.positive(temperature=temperature, proxy_eps=proxy_eps)
         self.temperature = temperature
         self.proxy_eps = proxy_eps
         nn.init.normal_(self.proxies, std=1 / 8)
@@ -244,11 +230,10 @@ class MarginSoftmaxLoss(ProxyLoss):
         sample_rate: float = 1.0,
         proxy_lr_scale: float = 1.0,
     ) -> None:
-        check_positive(scale=scale, sub_centers=sub_centers, sample_rate=sample_rate)
-        check_not_negative(margin=margin)
-        check_whole(sub_centers=sub_centers)
-        if sample_rate > 1:
-            raise ValueError(f"sample_rate must be above 0 and at most 1, not {sample_rate}.")
+        checks.positive(scale=scale, sub_centers=sub_centers)
+        checks.share(sample_rate=sample_rate)
+        checks.not_negative(margin=margin)
+        checks.whole(sub_centers=sub_centers)
         super().__init__(num_classes, embedding_size, proxy_lr_scale)
         self.margin = margin
         self.scale = scale

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from criteria import checks
 from criteria.base import (
     Criterion,
     Embeddings,
     check_batch,
     check_embeddings,
-    check_not_negative,
     in_float32,
     pair_masks,
     unit_rows,
@@ -42,9 +42,8 @@ class SphericalConstraint(Criterion):
 
     def __init__(self, weight: float = 1.0, momentum: float = 1.0) -> None:
         super().__init__()
-        check_not_negative(weight=weight)
-        if not 0 < momentum <= 1:
-            raise ValueError(f"momentum must be above 0 and at most 1, not {momentum}.")
+        checks.not_negative(weight=weight)
+        checks.share(momentum=momentum)
         self.weight = weight
         self.momentum = momentum
         self.register_buffer("norm_mean", torch.tensor(torch.nan))
@@ -115,7 +114,7 @@ class NormPenalty(Criterion):
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()
-        check_not_negative(weight=weight)
+        checks.not_negative(weight=weight)
         self.weight = weight
 
     @in_float32

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from criteria import checks
 from criteria.base import (
     Criterion,
     References,
     check_batch,
-    check_positive,
     in_float32,
     pair_masks,
     unit_others,
@@ -34,7 +34,7 @@ class SupConLoss(Criterion):
 
     def __init__(self, temperature: float = 0.07, base_temperature: float = 0.07) -> None:
         super().__init__()
-        check_positive(temperature=temperature, base_temperature=base_temperature)
+        checks.positive(temperature=temperature, base_temperature=base_temperature)
         self.temperature = temperature
         self.base_temperature = base_temperature
 

@@ -18,14 +18,7 @@ from dataset import mat
 from dataset.base import Protocol
 from dataset.decoding import need_file, reason
 from dataset.files import find, need, safe_name, subfolders
-from dataset.layouts import (
-    Benchmark,
-    Layout,
-    Listing,
-    half_of_classes,
-    has,
-    list_class_folders,
-)
+from dataset.layouts import Benchmark, Layout, Listing, half_of_classes, has, list_class_folders
 from utils import InputError
 
 _TRAIN_LISTS = (

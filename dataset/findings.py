@@ -17,14 +17,7 @@ from bars import Bar
 from dataset.alike import near_duplicates
 from dataset.base import DataSet, ImageSet
 from dataset.decoding import LONGEST
-from dataset.facts import (
-    CONVERSIONS,
-    FAULTS,
-    MISSING,
-    MOST_COMPARED,
-    ROTATION,
-    FileFacts,
-)
+from dataset.facts import CONVERSIONS, FAULTS, MISSING, MOST_COMPARED, ROTATION, FileFacts
 
 TRAIN = "train"
 READING = "reading"

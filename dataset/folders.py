@@ -20,15 +20,7 @@ from dataset.base import SPLITS, PathTable, reason
 from dataset.files import in_class_order, is_file, is_folder
 from dataset.foreign import packed_suffixes, what_it_is
 from dataset.layouts import by_top_level
-from dataset.own import (
-    Note,
-    OwnData,
-    Rows,
-    check_one_held_out,
-    numbered,
-    split_in,
-    split_of,
-)
+from dataset.own import Note, OwnData, Rows, check_one_held_out, numbered, split_in, split_of
 from dataset.tree import Tree, tree
 from utils import InputError, counted, join_words
 

@@ -18,12 +18,7 @@ from torch import nn
 
 from machine import home
 from net.backbones import Backbone, Package
-from net.checkpoints import (
-    architecture_of,
-    backbone_of,
-    load_weights,
-    weights_of,
-)
+from net.checkpoints import architecture_of, backbone_of, load_weights, weights_of
 from net.choices import Peft
 from net.heads import HEAD_KEYS
 from net.peft import merged

@@ -15,13 +15,7 @@ the recipe with another seed.
 
 from __future__ import annotations
 
-from options.declared import (
-    EVALUATE_GROUPS,
-    REPORT_GROUPS,
-    TRAIN_GROUPS,
-    defaults,
-    train_flags,
-)
+from options.declared import EVALUATE_GROUPS, REPORT_GROUPS, TRAIN_GROUPS, defaults, train_flags
 from options.evaluating import EVALUATED
 from options.meaning import (
     by_flag,

@@ -11,12 +11,7 @@ import methods
 import net
 from flags import Flag, Options
 from options import suited
-from options.declared import (
-    EVALUATE_GROUPS,
-    TRAIN_GROUPS,
-    flags_of,
-    train_flags,
-)
+from options.declared import EVALUATE_GROUPS, TRAIN_GROUPS, flags_of, train_flags
 from options.evaluating import SINGLE_IMAGES
 from options.needs import PHOTOGRAPHS, bn_freeze_of, pretrained_of
 from options.ranking import ranking_of
