@@ -14,9 +14,8 @@ from dataset.base import ROOT, check_command, root_words
 from dataset.download import SOURCES, download
 from dataset.own import SEED, OwnData
 from dataset.showing import run
-from flags import whole
-from machine import expanded
-from options.parser import Parser, file
+from flags import COUNT_OR_ZERO, SWITCH, Kind, a_path, any_text, one_of
+from options.parser import Parser, file, take
 from storage import check_outputs
 from terminal import hear, say
 from utils import InputError, program, sentence_errors
@@ -28,16 +27,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog=program("dataset"), description="Examines a data set, or fetches one.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in (_add_check(commands), _add_download(commands)):
-        command.add_argument(
-            "--data-root",
-            type=expanded,
-            default=ROOT,
-            metavar="DIR",
-            help="folder that holds the data sets (default: %(default)s)",
-        )
+        take(command, "--data-root", ROOT, a_path("DIR"), "folder that holds the data sets")
     return parser
 
 
+# fmt: off
 def _add_check(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     check = commands.add_parser(
         "check",
@@ -46,37 +40,20 @@ def _add_check(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "it.\nExit status: 0 clean, 1 findings, 2 not usable. Notes (such as grey images, which "
         "are converted) are not findings.",
     )
-    check.add_argument(
-        "name", nargs="?", metavar="NAME", help=f"{', '.join(NAMES)}, folder:PATH or csv:FILE"
-    )
-    check.add_argument("--all", action="store_true", help="every data set under the data root")
-    check.add_argument(
-        "--json",
-        nargs="?",
-        const=_TO_STDOUT,
-        metavar="FILE",
-        help="print JSON, which names every file, instead of a table, or write it to FILE",
-    )
-    check.add_argument(
-        "--eval-classes",
-        type=float,
-        metavar="F",
-        help="own images: share of the classes that is held out (default: as in a run: a "
-        "fifth; with few classes up to a third)",
-    )
-    check.add_argument(
-        "--seed",
-        type=whole(0),
-        metavar="N",
-        help=f"own images: seed of the draw of the held-out classes (default: {SEED})",
-    )
-    check.add_argument(
-        "--exif",
-        choices=("apply", "ignore"),
-        default="apply",
-        help="as in training: turn pictures as their EXIF data say, or not (default: %(default)s)",
-    )
+    take(check, "name", None, Kind(str, "NAME", nargs="?"),
+         f"{', '.join(NAMES)}, folder:PATH or csv:FILE")
+    take(check, "--all", False, SWITCH, "every data set under the data root")
+    take(check, "--json", None, Kind(str, "FILE", nargs="?", const=_TO_STDOUT),
+         "print JSON, which names every file, instead of a table, or write it to FILE")
+    take(check, "--eval-classes", None, Kind(float, "F"),
+         "own images: share of the classes that is held out",
+         shown="as in a run: a fifth; with few classes up to a third")
+    take(check, "--seed", None, COUNT_OR_ZERO,
+         "own images: seed of the draw of the held-out classes", shown=str(SEED))
+    take(check, "--exif", "apply", one_of("apply", "ignore"),
+         "as in training: turn pictures as their EXIF data say, or not")
     return check
+# fmt: on
 
 
 def _add_download(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
@@ -85,7 +62,7 @@ def _add_download(commands: argparse._SubParsersAction) -> argparse.ArgumentPars
         help="fetch a data set, check it and unpack it under the data root",
         description="Fetches a data set, checks it and unpacks it under the data root.",
     )
-    get.add_argument("name", metavar="NAME", help=f"one of {', '.join(SOURCES)}")
+    take(get, "name", None, any_text("NAME"), f"one of {', '.join(SOURCES)}")
     return get
 
 

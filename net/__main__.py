@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import door
-from net.choices import WEIGHTS
-from options.parser import Parser, file
+from flags import SWITCH, Kind, any_text, one_of
+from net.choices import WEIGHTS, WEIGHTS_TEXT
+from options.parser import Parser, file, take
 from storage import check_outputs
 from terminal import Wait, fitted, notice_if_slow, say
 from utils import InputError, program, sentence_errors
@@ -55,6 +56,7 @@ GRAPHS = {
         "; PyTorch has deprecated TorchScript, --torch-export comes after it",
     ),
 }
+FILE = Kind(file, "FILE")
 OTHERS = ("safetensors", "card", "push_to_hub")
 
 
@@ -67,13 +69,8 @@ def _parser() -> argparse.ArgumentParser:
         help="write a network for use elsewhere, a model card, or to the Hugging Face hub",
         description="Writes the best network of a run, or that of a checkpoint.",
     )
-    export.add_argument("run", metavar="RUN", help="a run folder, or a checkpoint")
-    export.add_argument(
-        "--weights",
-        choices=WEIGHTS,
-        help="for a run that kept a running mean of its weights: the mean (ema, the default) or "
-        "the weights themselves (raw)",
-    )
+    take(export, "run", None, any_text("RUN"), "a run folder, or a checkpoint")
+    take(export, "--weights", None, one_of(*WEIGHTS), WEIGHTS_TEXT)
     _declare_graphs(export)
     _declare_shared(export)
     return parser
@@ -87,45 +84,27 @@ def _declare_graphs(export: argparse.ArgumentParser) -> None:
         "before it is written.",
     )
     for name, form in GRAPHS.items():
-        graphs.add_argument(_flag(name), metavar="FILE", type=file, help=form.about)
+        take(graphs, _flag(name), None, FILE, form.about)
 
 
+# fmt: off
 def _declare_shared(export: argparse.ArgumentParser) -> None:
     shared = export.add_argument_group("to be shared")
-    shared.add_argument(
-        "--safetensors",
-        metavar="FILE",
-        type=file,
-        help="the weights and what describes the network, for load_run and evaluation",
-    )
-    shared.add_argument(
-        "--card",
-        metavar="FILE",
-        type=file,
-        help="a model card, written from the run folder: data, metrics, limits, licences, how to "
-        "load, what to cite",
-    )
-    shared.add_argument(
-        "--push-to-hub",
-        metavar="USER/NAME",
-        help="upload weights, card and results to the Hugging Face hub",
-    )
-    shared.add_argument(
-        "--private", action="store_true", help="make the repository on the hub private"
-    )
-    shared.add_argument(
-        "--licence",
-        metavar="NAME",
-        help="of the weights, for the card: apache-2.0, cc-by-nc-4.0, …; without it the card says "
-        "that none was given",
-    )
-    shared.add_argument(
-        "--numbers",
-        metavar="FILE",
-        type=file,
-        help="for the card: a file of an evaluation with --bootstrap 1000 --json FILE, whose "
-        "intervals it takes",
-    )
+    take(shared, "--safetensors", None, FILE,
+         "the weights and what describes the network, for load_run and evaluation")
+    take(shared, "--card", None, FILE,
+         "a model card, written from the run folder: data, metrics, limits, licences, how to load, "
+         "what to cite")
+    take(shared, "--push-to-hub", None, any_text("USER/NAME"),
+         "upload weights, card and results to the Hugging Face hub")
+    take(shared, "--private", False, SWITCH, "make the repository on the hub private")
+    take(shared, "--licence", None, any_text("NAME"),
+         "of the weights, for the card: apache-2.0, cc-by-nc-4.0, …; without it the card says that "
+         "none was given")
+    take(shared, "--numbers", None, FILE,
+         "for the card: a file of an evaluation with --bootstrap 1000 --json FILE, whose intervals "
+         "it takes")
+# fmt: on
 
 
 def _flag(name: str) -> str:

@@ -130,6 +130,10 @@ def peft_of(text: str) -> str:
 
 WEIGHTS = ("ema", "raw")
 """The weights of a run with a running mean of its weights: the mean, or the trained weights."""
+WEIGHTS_TEXT = (
+    "for a run that kept a running mean of its weights: the mean (ema, the default) or the weights "
+    "themselves (raw)"
+)
 
 MASK_INITS = ("ones", "normal")
 """How the first of divide and conquer's masks is initialised: see `EmbeddingMasks`."""

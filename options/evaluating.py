@@ -20,16 +20,7 @@ from flags import (
     whole,
 )
 from machine import expanded
-from options.needs import (
-    AS_IT_STARTS,
-    CLUSTERING,
-    COMPARED,
-    ONE_PAGE,
-    OWN_FOLDER,
-    PICTURES,
-    RESUMED,
-    RETRIEVAL,
-)
+from options import needs
 from options.training import AMP_TEXT, METRIC_NAMES, METRICS, METRICS_TEXT
 from utils import program
 
@@ -53,9 +44,9 @@ EVALUATION = Group("evaluation", (
          shown="the run's; without one 150"),
     flag("--weights", None, one_of(*net.WEIGHTS),
          "for a run that kept a running mean of its weights: the mean (ema) or the weights (raw)",
-         shown="ema where there is one", need=RESUMED),
+         shown="ema where there is one", need=needs.RESUMED),
     flag("--ks", None, Kind(whole(1), "K", nargs="+"), "which R@K to report",
-         shown="the data set's", need=RETRIEVAL),
+         shown="the data set's", need=needs.RETRIEVAL),
     flag("--dims", (), Kind(whole(1), "D", nargs="+"),
          "compare images by the first D dimensions of the embedding, a row for each D; networks "
          "are trained for it with --matryoshka", shown="all of them"),
@@ -63,12 +54,12 @@ EVALUATION = Group("evaluation", (
          "95 % intervals of the retrieval metrics from N resamples of the classes, each with its "
          "queries; with several checkpoints also how each differs from the first (those that "
          "differ in the seed alone are one, and groups of seeds are tested over the seeds)",
-         need=RETRIEVAL, shown="off"),
+         need=needs.RETRIEVAL, shown="off"),
     flag("--kmeans-restarts", 1, COUNT, "k-means runs for NMI, F1 and AMI; the best counts",
-         need=CLUSTERING),
+         need=needs.CLUSTERING),
     flag("--block-size", None, COUNT,
          "images that the search compares at once: memory against speed, never the numbers",
-         need=RETRIEVAL, shown="4096 on a CPU, 8192 on a GPU"),
+         need=needs.RETRIEVAL, shown="4096 on a CPU, 8192 on a GPU"),
     flag("--seed", 1, COUNT_OR_ZERO,
          "seed of k-means, --bootstrap, --neighbours, and the intervals of verification"),
     flag("--gpu-id --gpu", 0, Kind(whole(-1), "N"),
@@ -89,18 +80,18 @@ POSTPROCESSING = Group("post-processing of the embeddings before they are compar
     flag("--query-expansion", None, Kind(number(0.0), "K", nargs="+"),
          "each query is moved towards its K nearest images, which count with their cosine to the "
          "power alpha: --query-expansion K [ALPHA]; here and below for the retrieval metrics alone",
-         need=RETRIEVAL, shown="off; alpha 3"),
+         need=needs.RETRIEVAL, shown="off; alpha 3"),
     flag("--database-augmentation", None, Kind(number(0.0), "K", nargs="+"),
          "each image of the gallery is moved towards its K nearest: "
-         "--database-augmentation K [ALPHA]", need=RETRIEVAL, shown="off; alpha 3"),
+         "--database-augmentation K [ALPHA]", need=needs.RETRIEVAL, shown="off; alpha 3"),
     flag("--rerank", None, Kind(number(0.0), "N", nargs="*"),
-         "k-reciprocal re-ranking: --rerank [K1 K2 LAMBDA]", need=RETRIEVAL,
+         "k-reciprocal re-ranking: --rerank [K1 K2 LAMBDA]", need=needs.RETRIEVAL,
          shown="off; 20 6 0.3"),
 ))
 SINGLE_IMAGES = Group("files to write: single images, for one checkpoint", (
     flag("--per-class", None, a_path("FILE.csv"),
          "retrieval metrics of each class, the worst first",
-         need=RETRIEVAL),
+         need=needs.RETRIEVAL),
     flag("--export", None, a_path("FILE.npz"),
          "unit-length embeddings, labels, paths, and the uncertainty where the network has it"),
     flag("--uncertain", None, a_path("FILE.csv"),
@@ -109,14 +100,14 @@ SINGLE_IMAGES = Group("files to write: single images, for one checkpoint", (
          "random queries with their nearest images; --seed chooses the queries"),
     flag("--failures", None, COUNT,
          "the N worst queries, with their nearest images, to failures.csv and failures.png",
-         need=RETRIEVAL),
+         need=needs.RETRIEVAL),
     flag("--query", None, Kind(expanded, "IMAGE", nargs="+"),
          "the evaluated images that are nearest to yours, to query.csv and query.png; only those: "
          "classes that were trained on are not among them"),
     flag("--top", 10, COUNT, "nearest images that --neighbours, --failures and --query show",
-         need=PICTURES),
+         need=needs.PICTURES),
     flag("--out", None, a_path("DIR"), "folder for what --failures and --query write",
-         need=OWN_FOLDER, shown="the checkpoint's"),
+         need=needs.OWN_FOLDER, shown="the checkpoint's"),
 ))
 REPORT = Group("the page of one run or several", (
     flag("--out", None, a_path("FILE.html"), "where the page goes",
@@ -124,24 +115,24 @@ REPORT = Group("the page of one run or several", (
          "that folder, with --grep TEXT too runs-TEXT.html"),
     flag("--picture", None, a_path("FILE.png"),
          "instead of the page, one picture of one run: random queries with their nearest images, "
-         "and what was learned for each class", need=ONE_PAGE),
+         "and what was learned for each class", need=needs.ONE_PAGE),
     flag("--queries", (), Kind(str, "TEXT", nargs="+"),
-         "also show the queries whose class or file contains TEXT", need=ONE_PAGE),
+         "also show the queries whose class or file contains TEXT", need=needs.ONE_PAGE),
     flag("--embeddings", None, a_path("FILE.npz"),
          f"embeddings of one run, made by `{program('evaluate')} --export`, instead of the best "
-         "checkpoint's", need=ONE_PAGE),
-    flag("--seed", 1, COUNT_OR_ZERO, "seed of the random draws", need=ONE_PAGE),
+         "checkpoint's", need=needs.ONE_PAGE),
+    flag("--seed", 1, COUNT_OR_ZERO, "seed of the random draws", need=needs.ONE_PAGE),
     flag("--gpu-id --gpu", 0, Kind(whole(0), "N"), "which GPU embeds; the CPU where there is none",
-         need=ONE_PAGE),
+         need=needs.ONE_PAGE),
 ))
 OVERVIEW = Group("all runs under a folder in a table", (
     flag("--compare", None, a_path("DIR"), "one row per run, and one for those that differ in "
          "the seed alone: mean ± half of its 95 % interval"),
     flag("--grep", None, any_text("TEXT"), "only rows that contain TEXT (a regular expression)",
-         need=COMPARED),
-    flag("--csv", None, a_path("FILE.csv"), "the table", need=COMPARED),
-    flag("--latex", None, a_path("FILE.tex"), "the table for a paper (booktabs)", need=COMPARED),
-))
+         need=needs.COMPARED),
+    flag("--csv", None, a_path("FILE.csv"), "the table", need=needs.COMPARED),
+    flag("--latex", None, a_path("FILE.tex"), "the table for a paper (booktabs)",
+         need=needs.COMPARED), ))
 # fmt: on
 
 
@@ -157,9 +148,9 @@ def as_evaluated(group: Group) -> Group:
             "they are left out, and each is named"
         },
         "model_args": {"need": None},  # the model itself says that it takes none
-        "pretrained": {"need": AS_IT_STARTS},
+        "pretrained": {"need": needs.AS_IT_STARTS},
         # What is evaluated without a checkpoint are the features before the head.
-        **{name: {"need": RESUMED} for name in ("embedding_size", "head", "head_norm")},
+        **{name: {"need": needs.RESUMED} for name in ("embedding_size", "head", "head_norm")},
         "l2_norm": {
             "kind": BINARY._replace(choices=(1,)),
             "help": "published commands may have it: embeddings are always compared at unit length",

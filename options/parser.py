@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import door
-from flags import SWITCH
+from flags import SWITCH, Flag, Kind, flag
 from machine import expanded
 from terminal import fitted, reading_width, say
 from utils import as_clause, close_names, join_words, sentence_errors
@@ -170,6 +170,38 @@ def unknown_flag(name: str, known: Mapping[str, str], about: Mapping[str, str]) 
         near.setdefault(known[spelling], spelling)
     hint = f"; did you mean {join_words([*near.values()][:2], 'or')}?" if near else ""
     return f"unknown argument {name}{hint}"
+
+
+def settings_of(entry: Flag) -> dict[str, Any]:
+    """What argparse is told about a flag, besides its spellings and its default."""
+    kind, shown = entry.kind, entry.shown
+    if shown is None and kind is not SWITCH and entry.default not in (None, "", (), []):
+        shown = entry.default
+    words = entry.help if shown is None else f"{entry.help} (default: {shown})"
+    told = {"type": kind.parse, "choices": kind.choices, "metavar": kind.metavar}
+    return {**told, "nargs": kind.nargs, "const": kind.const, "help": words.replace("%", "%%")}
+
+
+def take(
+    parser: argparse._ActionsContainer,
+    spellings: str,
+    default: Any,
+    kind: Kind,
+    help: str,
+    *,
+    shown: str | None = None,
+    **how: Any,
+) -> None:
+    """Declares a flag or a positional of a subcommand, as `flag` declares one of a command.
+
+    Args:
+        parser: of the subcommand, or a group in it. how: what else argparse is told.
+    """
+    entry = flag(spellings, default, kind, help, shown=shown)
+    if kind is SWITCH:  # with a value, which the commands accept, it could take a positional
+        parser.add_argument(*entry.spellings, action="store_true", help=help)
+    else:
+        parser.add_argument(*entry.spellings, default=default, **settings_of(entry), **how)
 
 
 def file(text: str) -> Path:

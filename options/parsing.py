@@ -19,7 +19,7 @@ import dataset
 import methods
 import net
 from dataset.files import is_file
-from flags import SWITCH, Flag, Group, Options
+from flags import Flag, Group, Options
 from machine import expanded
 from options.declared import (
     EVALUATE_GROUPS,
@@ -43,7 +43,7 @@ from options.meaning import (
     unread,
     useless,
 )
-from options.parser import Parser, unknown_flag
+from options.parser import Parser, settings_of, unknown_flag
 from options.training import DATA
 from terminal import as_shell, fitted, say
 from utils import InputError, program
@@ -65,14 +65,6 @@ EXAMPLES = {
 # --- from flags to a parser -----------------------------------------------------------------------
 
 
-def _help_text(entry: Flag) -> str:
-    shown = entry.shown
-    if shown is None and entry.kind is not SWITCH and entry.default not in (None, "", ()):
-        shown = entry.default
-    words = entry.help if shown is None else f"{entry.help} (default: {shown})"
-    return words.replace("%", "%%")
-
-
 def _make_parser(
     command: str, description: str, groups: Sequence[Group], positional: str | None
 ) -> Parser:
@@ -92,12 +84,12 @@ def _make_parser(
     for group in groups:
         heading = parser.add_argument_group(group.title, group.about)
         for entry in group.flags:
-            heading.add_argument(*entry.spellings, **_argparse_settings(entry))
+            heading.add_argument(*entry.spellings, dest=entry.dest, **settings_of(entry))
     taken = {spelling for entry in flags_of(groups) for spelling in entry.spellings}
     for entry in flags_of(groups):
         if variants := _swapped(entry.spellings) - taken:
-            settings = {**_argparse_settings(entry), "help": argparse.SUPPRESS}
-            parser.add_argument(*sorted(variants), **settings)
+            settings = {**settings_of(entry), "help": argparse.SUPPRESS}
+            parser.add_argument(*sorted(variants), dest=entry.dest, **settings)
             taken |= variants
     return parser
 
@@ -110,13 +102,6 @@ def _swapped(spellings: Iterable[str]) -> set[str]:
 
 def _all_spellings(entry: Flag) -> set[str]:
     return {*entry.spellings, *_swapped(entry.spellings)}
-
-
-def _argparse_settings(entry: Flag) -> dict[str, Any]:
-    settings: dict[str, Any] = {"dest": entry.dest, "help": _help_text(entry)}
-    kind = entry.kind
-    settings |= {"type": kind.parse, "choices": kind.choices, "metavar": kind.metavar}
-    return settings | {"nargs": kind.nargs, "const": kind.const}
 
 
 def _parse(

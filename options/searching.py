@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dataset.decoding import need_picture, reason
-from flags import number, whole
+from flags import COUNT, COUNT_OR_ZERO, SWITCH, Kind, any_text, number, one_of, whole
 from machine import expanded
-from net.choices import WEIGHTS
-from options.parser import file
+from net.choices import WEIGHTS, WEIGHTS_TEXT
+from options.parser import file, take
 from options.ranking import ALPHA, RERANKING
 from storage import check_outputs, followed
 from utils import InputError
@@ -22,46 +22,10 @@ APPROXIMATE = ("auto", "yes", "no")
 ABOVE = 0.95
 
 
-def index(parser: argparse.ArgumentParser) -> None:
-    """Adds the argument that names the index."""
-    parser.add_argument("index", metavar="INDEX", type=file, help="the file that build wrote")
-
-
-def device(parser: argparse.ArgumentParser) -> None:
-    """Adds the flag for where the network computes."""
-    parser.add_argument(
-        "--device",
-        choices=("cpu", "cuda"),
-        help="where the network computes (default: the GPU where there is one)",
-    )
-
-
-def network(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags for the network of an index."""
-    parser.add_argument(
-        "--run", metavar="RUN", help="where the run of the index is now, if it has moved"
-    )
-    device(parser)
-
-
-def exact(parser: argparse.ArgumentParser) -> None:
-    """Adds the flag that makes a search compare every vector."""
-    parser.add_argument(
-        "--exact",
-        action="store_true",
-        help="compare with every image, though the index has codes or a graph",
-    )
-
-
 def graph_of(index: Path) -> Path:
     """The path of an index's graph, which is beside it."""
     index = followed(index)
     return index.with_name(f"{index.name}.graph")
-
-
-def written(parser: argparse.ArgumentParser) -> None:
-    """Adds the flag for results as a file."""
-    parser.add_argument("--json", metavar="FILE", type=file, help="write it all as JSON")
 
 
 def check_written(args: argparse.Namespace) -> None:
@@ -84,34 +48,47 @@ def check_pictures(pictures: Sequence[str]) -> None:
             ) from error
 
 
+# fmt: off
+def index(parser: argparse.ArgumentParser) -> None:
+    """Adds the argument that names the index."""
+    take(parser, "index", None, Kind(file, "INDEX"), "the file that build wrote")
+
+
+def device(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag for where the network computes."""
+    take(parser, "--device", None, one_of("cpu", "cuda"), "where the network computes",
+         shown="the GPU where there is one")
+
+
+def network(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags for the network of an index."""
+    take(parser, "--run", None, any_text("RUN"),
+         "where the run of the index is now, if it has moved")
+    device(parser)
+
+
+def exact(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag that makes a search compare every vector."""
+    take(parser, "--exact", False, SWITCH,
+         "compare with every image, though the index has codes or a graph")
+
+
+def written(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag for results as a file."""
+    take(parser, "--json", None, Kind(file, "FILE"), "write it all as JSON")
+
+
 def _taking_in(parser: argparse.ArgumentParser) -> None:
     """Adds the flags for adding images."""
-    parser.add_argument(
-        "--max-bad-images",
-        metavar="F",
-        type=number(0.0, 1.0),
-        default=0.1,
-        help="the share of the images that may be unreadable; they are named and left out "
-        "(default: %(default)s)",
-    )
-    parser.add_argument(
-        "--keep-copies",
-        action="store_true",
-        help="take in pictures that the index holds already, byte by byte, under another path",
-    )
-    parser.add_argument(
-        "--workers",
-        metavar="N",
-        type=whole(0),
-        help="processes that read images (default: one for each core)",
-    )
-    parser.add_argument(
-        "--approximate",
-        choices=APPROXIMATE,
-        default="auto",
-        help="make a graph, or bring it up to date, so that a search need not look at every image; "
-        "auto: where that would take longer than 0.1 s per query (default: %(default)s)",
-    )
+    take(parser, "--max-bad-images", 0.1, Kind(number(0.0, 1.0), "F"),
+         "the share of the images that may be unreadable; they are named and left out")
+    take(parser, "--keep-copies", False, SWITCH,
+         "take in pictures that the index holds already, byte by byte, under another path")
+    take(parser, "--workers", None, COUNT_OR_ZERO, "processes that read images",
+         shown="one for each core")
+    take(parser, "--approximate", "auto", one_of(*APPROXIMATE),
+         "make a graph, or bring it up to date, so that a search need not look at every image; "
+         "auto: where that would take longer than 0.1 s per query")
 
 
 # --- the commands ---------------------------------------------------------------------------------
@@ -119,42 +96,20 @@ def _taking_in(parser: argparse.ArgumentParser) -> None:
 
 def build(parser: argparse.ArgumentParser) -> None:
     """`search.py build`."""
-    parser.add_argument("run", metavar="RUN", help="a run folder, or a checkpoint")
-    parser.add_argument(
-        "--images",
-        metavar="PATH",
-        nargs="+",
-        action="extend",
-        required=True,
-        help="folders of any depth (the names of the folders in them are the labels), image files, "
-        "and tables (.csv, .tsv) with a column path and, if you like, id and label",
-    )
-    parser.add_argument(
-        "--index", metavar="FILE", type=file, required=True, help="the file to write"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace an index of that name")
-    parser.add_argument(
-        "--codes",
-        choices=CODES,
-        default="none",
-        help="search by short codes, a quarter (int8) or 1/32 (binary) of the memory, and score "
-        "what they find exactly (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--weights",
-        choices=WEIGHTS,
-        help="for a run that kept a running mean of its weights: the mean (ema, the default) or "
-        "the weights themselves (raw)",
-    )
-    parser.add_argument(
-        "--whiten",
-        metavar="D",
-        type=whole(1),
-        nargs="?",
-        const=0,
-        help="PCA-whiten the embeddings to D numbers (without D: as many as vary), fitted on the "
-        "run's training images; the run's thresholds do not hold for them (default: off)",
-    )
+    take(parser, "run", None, any_text("RUN"), "a run folder, or a checkpoint")
+    take(parser, "--images", None, Kind(str, "PATH", nargs="+"),
+         "folders of any depth (the names of the folders in them are the labels), image files, "
+         "and tables (.csv, .tsv) with a column path and, if you like, id and label",
+         action="extend", required=True)
+    take(parser, "--index", None, Kind(file, "FILE"), "the file to write", required=True)
+    take(parser, "--overwrite", False, SWITCH, "replace an index of that name")
+    take(parser, "--codes", "none", one_of(*CODES),
+         "search by short codes, a quarter (int8) or 1/32 (binary) of the memory, and score "
+         "what they find exactly")
+    take(parser, "--weights", None, one_of(*WEIGHTS), WEIGHTS_TEXT)
+    take(parser, "--whiten", None, Kind(whole(1), "D", nargs="?", const=0),
+         "PCA-whiten the embeddings to D numbers (without D: as many as vary), fitted on the "
+         "run's training images; the run's thresholds do not hold for them", shown="off")
     _taking_in(parser)
     device(parser)
 
@@ -162,9 +117,8 @@ def build(parser: argparse.ArgumentParser) -> None:
 def add(parser: argparse.ArgumentParser) -> None:
     """`search.py add`."""
     index(parser)
-    parser.add_argument(
-        "images", metavar="PATH", nargs="+", help="folders, image files and tables, as for build"
-    )
+    take(parser, "images", None, Kind(str, "PATH", nargs="+"),
+         "folders, image files and tables, as for build")
     _taking_in(parser)
     network(parser)
 
@@ -172,48 +126,26 @@ def add(parser: argparse.ArgumentParser) -> None:
 def remove(parser: argparse.ArgumentParser) -> None:
     """`search.py remove`."""
     index(parser)
-    parser.add_argument(
-        "names", metavar="NAME", nargs="*", help="ids, image files, or folders for all below them"
-    )
-    parser.add_argument(
-        "--missing", action="store_true", help="remove the images whose files are gone"
-    )
+    take(parser, "names", None, Kind(str, "NAME", nargs="*"),
+         "ids, image files, or folders for all below them")
+    take(parser, "--missing", False, SWITCH, "remove the images whose files are gone")
 
 
 def query(parser: argparse.ArgumentParser) -> None:
     """`search.py query`."""
     index(parser)
-    parser.add_argument("images", metavar="IMAGE", nargs="+", type=expanded, help="image files")
-    parser.add_argument(
-        "--top",
-        metavar="N",
-        type=whole(1),
-        default=10,
-        help="how many are shown for each (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--without-self",
-        action="store_true",
-        help="leave out what is, byte by byte, the query itself",
-    )
-    parser.add_argument(
-        "--query-expansion",
-        metavar="K",
-        type=number(0.0),
-        nargs="+",
-        help="search once more with the query moved towards its K nearest, which count with their "
-        f"cosine to the power alpha: --query-expansion K [ALPHA] (default: off; alpha {ALPHA:g})",
-    )
-    parser.add_argument(
-        "--rerank",
-        metavar="N",
-        type=number(0.0),
-        nargs="*",
-        help="put the 200 nearest in order by whose neighbours they are (k-reciprocal): "
-        f"--rerank [K1 K2 LAMBDA] (default: off; {' '.join(f'{v:g}' for v in RERANKING)})",
-    )
+    take(parser, "images", None, Kind(expanded, "IMAGE", nargs="+"), "image files")
+    take(parser, "--top", 10, COUNT, "how many are shown for each")
+    take(parser, "--without-self", False, SWITCH,
+         "leave out what is, byte by byte, the query itself")
+    take(parser, "--query-expansion", None, Kind(number(0.0), "K", nargs="+"),
+         "search once more with the query moved towards its K nearest, which count with their "
+         "cosine to the power alpha: --query-expansion K [ALPHA]", shown=f"off; alpha {ALPHA:g}")
+    take(parser, "--rerank", None, Kind(number(0.0), "N", nargs="*"),
+         "put the 200 nearest in order by whose neighbours they are (k-reciprocal): "
+         "--rerank [K1 K2 LAMBDA]", shown=f"off; {' '.join(f'{v:g}' for v in RERANKING)}")
     written(parser)
-    parser.add_argument("--picture", metavar="FILE", type=file, help="draw the answers, as PNG")
+    take(parser, "--picture", None, Kind(file, "FILE"), "draw the answers, as PNG")
     exact(parser)
     network(parser)
 
@@ -221,20 +153,8 @@ def query(parser: argparse.ArgumentParser) -> None:
 def duplicates(parser: argparse.ArgumentParser) -> None:
     """`search.py duplicates`."""
     index(parser)
-    parser.add_argument(
-        "--above",
-        metavar="S",
-        type=number(-1.0, 1.0),
-        default=ABOVE,
-        help="the least cosine of a pair (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--top",
-        metavar="N",
-        type=whole(1),
-        default=20,
-        help="how many pairs are shown (default: %(default)s)",
-    )
+    take(parser, "--above", ABOVE, Kind(number(-1.0, 1.0), "S"), "the least cosine of a pair")
+    take(parser, "--top", 20, COUNT, "how many pairs are shown")
     written(parser)
 
 
@@ -247,29 +167,16 @@ def info(parser: argparse.ArgumentParser) -> None:
 def serve(parser: argparse.ArgumentParser) -> None:
     """`search.py serve`."""
     index(parser)
-    parser.add_argument(
-        "--port",
-        metavar="N",
-        type=_port,
-        default=8000,
-        help="where the page is on this machine; 0 is any free one (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--host",
-        metavar="ADDRESS",
-        default="127.0.0.1",
-        help="the address to listen at; 0.0.0.0 lets every machine of the network search here, "
-        "without a password (default: %(default)s, this machine alone)",
-    )
-    parser.add_argument(
-        "--allow-host",
-        metavar="NAME",
-        action="append",
-        type=_host_name,
-        default=[],
-        help="a further name that the page may be opened by, such as that of a proxy",
-    )
+    take(parser, "--port", 8000, Kind(_port, "N"),
+         "where the page is on this machine; 0 is any free one")
+    take(parser, "--host", "127.0.0.1", any_text("ADDRESS"),
+         "the address to listen at; 0.0.0.0 lets every machine of the network search here, "
+         "without a password", shown="127.0.0.1, this machine alone")
+    take(parser, "--allow-host", [], Kind(_host_name, "NAME"),
+         "a further name that the page may be opened by, such as that of a proxy",
+         action="append")
     network(parser)
+# fmt: on
 
 
 def _host_name(text: str) -> str:

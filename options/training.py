@@ -38,33 +38,7 @@ from flags import (
     whole,
 )
 from machine import cores
-from options.needs import (
-    ADAM,
-    BALANCED,
-    BLOCKS_TRAIN,
-    BY_CLASS,
-    BY_EPOCHS,
-    CACHED,
-    CROPPED,
-    EVALUATED_BY_EPOCHS,
-    FOLDED,
-    HELD_OUT,
-    MOMENTUM,
-    NEW_HEADS,
-    NO_FOLD,
-    NO_RISE,
-    NORMS_TRAIN,
-    NOT_COMPILED,
-    NOT_FOLDED,
-    OF_TIMM,
-    OWN_DATA,
-    PHOTOGRAPHS,
-    SGD,
-    SOME_DECAY,
-    TRACKED,
-    UNDER_A_ROOT,
-    schedule_is,
-)
+from options import needs
 from terminal import as_shell
 from utils import program
 
@@ -99,13 +73,13 @@ DATA = Group("data", (
          spelt=dataset.spelt),
     flag("--data-root --dataset-dir", dataset.ROOT, a_path("DIR"),
          "folder that holds the published data sets",
-         need=UNDER_A_ROOT, change=NOTHING, local=True),
+         need=needs.UNDER_A_ROOT, change=NOTHING, local=True),
     flag("--eval-classes", None, Kind(number(0.0, 1.0, above=True), "F"),
-         "share of the classes of your own images that is held out", need=OWN_DATA,
+         "share of the classes of your own images that is held out", need=needs.OWN_DATA,
          shown="a fifth to a third where --defaults suited chooses, else 0.5; what the data say "
          "themselves comes first"),
-    flag("--split-seed", None, COUNT_OR_ZERO, "chooses which classes these are", need=OWN_DATA,
-         shown="1"),
+    flag("--split-seed", None, COUNT_OR_ZERO, "chooses which classes these are",
+         need=needs.OWN_DATA, shown="1"),
     flag("--ratio-classes", 1.0, Kind(number(0.0, 1.0, above=True), "F"),
          "use only this share of the classes of each split, the first ones, for a quick trial"),
     flag("--image-size --sz-crop", None, Kind(whole(16), "PX"),
@@ -113,19 +87,19 @@ DATA = Group("data", (
          shown="64 for emoji; for photographs 224, for timm: what its weights were trained at"),
     flag("--eval-resize --sz-resize", None, Kind(whole(16), "PX"),
          "evaluation brings the short side of a photograph to this and cuts out the centre",
-         need=PHOTOGRAPHS, shown="256 for 224 and 227 pixels, in proportion for others"),
+         need=needs.PHOTOGRAPHS, shown="256 for 224 and 227 pixels, in proportion for others"),
     flag("--eval-zoom", 1.0, Kind(number(0.5, 1.0), "X"),
          "evaluation shows a picture at this share of its size, on white; for drawings (emoji)"),
     flag("--decode", "exact", one_of("exact", "cache"),
          "exact: a file is decoded whenever it is needed; cache: all are decoded once, and their "
-         "pixels kept on disk", need=PHOTOGRAPHS),
+         "pixels kept on disk", need=needs.PHOTOGRAPHS),
     flag("--exif", "apply", one_of("apply", "ignore"),
          "orientation that a file's EXIF data give. apply: the picture is turned upright; ignore: "
-         "its pixels are taken as stored, as the released programs do", need=PHOTOGRAPHS),
+         "its pixels are taken as stored, as the released programs do", need=needs.PHOTOGRAPHS),
     flag("--cache-size", 256, Kind(whole(16), "PX"),
          "short side of the images in the cache; 256 gives the evaluation what exact gives it, at "
-         "224 and 227 pixels", need=CACHED),
-    flag("--cache-dir", None, a_path("DIR"), "where caches are kept", need=CACHED,
+         "224 and 227 pixels", need=needs.CACHED),
+    flag("--cache-dir", None, a_path("DIR"), "where caches are kept", need=needs.CACHED,
          shown="~/.cache/anchorage", change=NOTHING, local=True),
     flag("--data-device", None, one_of("cpu", "cuda"),
          "cuda: the cache's pixels lie in the GPU's memory and are cut there; cpu keeps pictures "
@@ -143,7 +117,7 @@ SELECTION = Group("batches and model selection", (
     flag("--defaults", None, one_of("suited", "published"),
          "how flags that are not given are set. suited: to suit the images and the machine, with "
          "the reasons printed; published: as in the papers, and by the defaults that stand here",
-         need=OWN_DATA, before="published", change=NOTHING,
+         need=needs.OWN_DATA, before="published", change=NOTHING,
          shown="suited for your own images where no --model, --checkpoint or file of flags is "
          "given, else published"),
     flag("--batch-size --batch_size", 150, Kind(whole(2), "N"),
@@ -151,14 +125,15 @@ SELECTION = Group("batches and model selection", (
          shown="150; AMLoss 90, DDML 180, SEC's losses 120, --experiment 128"),
     flag("--micro-batch", None, COUNT,
          "embed a batch N images at a time (in each process), and then again with the gradient of "
-         "the loss of all: the memory of N images, and one more forward pass", need=NOT_COMPILED,
-         shown="all at once"),
+         "the loss of all: the memory of N images, and one more forward pass",
+         need=needs.NOT_COMPILED, shown="all at once"),
     flag("--IPC --instances --num-samples-per-class", 0, COUNT_OR_ZERO,
          "images per class: batch/N classes with N images each; 0 shuffles (2 with --nb-clusters)",
-         need=BY_CLASS),
+         need=needs.BY_CLASS),
     flag("--IPC-repeat", 0, BINARY,
          "1: the images of a class are drawn with repetition, as Proxy-Anchor's released sampler "
-         "does; 0: each once, unless the class has fewer than N, as SEC's does", need=BALANCED),
+         "does; 0: each once, unless the class has fewer than N, as SEC's does",
+         need=needs.BALANCED),
     flag("--augment --album", None,
          Kind(str, "NAME", ("crop", "sec", "emoji", "none", "Geom", "GeomColor", "ColorHeavy")),
          "crop: random resized crop and flip; sec: the same from an image of 256 pixels; emoji: "
@@ -167,25 +142,25 @@ SELECTION = Group("batches and model selection", (
          "evaluation sees them",
          shown="the data set's"),
     flag("--crop-scale", None, Kind(number(0.0, 1.0, above=True), "F"),
-         "smallest share of a picture's area that a random crop shows", need=CROPPED,
+         "smallest share of a picture's area that a random crop shows", need=needs.CROPPED,
          shown="0.08; 0.16 with --augment sec"),
     flag("--val-classes", 0.0, Kind(number(0.0, 0.5), "F"),
          "share of the training classes that picks the best epoch instead of the test classes, "
          "which are then looked at once, at the end; 0 follows the papers' protocol: best epoch on "
-         "the test classes", need=NO_FOLD),
+         "the test classes", need=needs.NO_FOLD),
     flag("--val-fold", None, COUNT_OR_ZERO,
          "like --val-classes, with fold N of the training classes: of those that the data set "
          "brings along (emoji: 0 to 3), or of --val-folds"),
     flag("--val-folds", 0, FOLDS,
          "deal the training classes into K folds of about as many images, for --val-fold",
-         need=FOLDED, shown="the data set's own"),
+         need=needs.FOLDED, shown="the data set's own"),
     flag("--folds", 0, FOLDS,
          "cross-validation: train K times, each time without one of K folds of the training "
          "classes, on which it is judged, and print the mean; the test classes are not looked at",
-         need=NOT_FOLDED, shown="off", change=NOTHING),
+         need=needs.NOT_FOLDED, shown="off", change=NOTHING),
     flag("--no-test", False, SWITCH,
          "do not look at the test classes at the end either: for a run that only chooses options",
-         need=HELD_OUT),
+         need=needs.HELD_OUT),
 ))
 NETWORK = Group("network", (
     flag("--model --arch", "bn_inception", any_text("NAME"),
@@ -193,7 +168,7 @@ NETWORK = Group("network", (
          spelt=lambda name: net.find_backbone(name).name),
     flag("--model-args", (), Kind(key_values, "KEY=VALUE", nargs="+"),
          "what timm builds the model with, by its own names: patch_drop_rate=0.5 depths=2,2,6,2",
-         need=OF_TIMM, spelt=in_order),
+         need=needs.OF_TIMM, spelt=in_order),
     flag("--embedding-size --sz-embedding", 512, COUNT, "dimensions of the embedding"),
     flag("--pretrained", None, a_path("WHAT"),
          "imagenet (downloaded where they are not here yet; of timm: those of the tag), none, or a "
@@ -225,7 +200,7 @@ NETWORK = Group("network", (
          "orthogonal: with zero bias; "
          "xavier_uniform_GAIN, xavier_normal_GAIN, kaiming_normal_fan_in, kaiming_normal_fan_out: "
          "for each cluster's share of the dimensions; trunc_normal; pt_splitted (as default)",
-         need=NEW_HEADS),
+         need=needs.NEW_HEADS),
     flag("--dropout", 0.0, Kind(number(0.0, 0.99), "P"), "dropout on the pooled features"),
     flag("--input-spec", None, one_of(*net.INPUTS),
          "colour order, scale and mean of the input", shown="what the model's weights want"),
@@ -233,10 +208,10 @@ NETWORK = Group("network", (
          "BatchNorm of the backbone. 0: trained; 1: running statistics fixed, scale and shift "
          "train after the warm-up (as the released code does); affine: all fixed; statistics: "
          "running statistics fixed, scale and shift train",
-         need=BLOCKS_TRAIN, shown="1 with pretrained weights, else 0"),
+         need=needs.BLOCKS_TRAIN, shown="1 with pretrained weights, else 0"),
     flag("--bn-momentum", None, Kind(number(0.0, 1.0, above=True), "M"),
          "share of the batch in the running statistics of the backbone's BatchNorms",
-         need=NORMS_TRAIN, before=0.1,
+         need=needs.NORMS_TRAIN, before=0.1,
          shown="the backbone's: 0.9 for bn_inception, 0.01 for efficientnet_lite0, else 0.1; 0.1 "
          "with SEC's losses"),
 ))
@@ -255,7 +230,7 @@ FINETUNING = Group("fine-tuning: what of a pretrained network is kept and what i
          "norms), or several: prompts:10,bitfit; checkpoints hold that alone", spelt=net.peft_of),
     flag("--drop-path", 0.0, Kind(number(0.0, 0.99), "P"),
          "stochastic depth: share of the images for which the last block's branches are left out, "
-         "rising to it from 0 at the first block", need=BLOCKS_TRAIN),
+         "rising to it from 0 at the first block", need=needs.BLOCKS_TRAIN),
     flag("--grad-checkpointing", False, SWITCH,
          "compute the blocks again in the backward pass instead of keeping their inner results: "
          "less memory, a third more time, the same numbers", change=NOTHING),
@@ -268,7 +243,8 @@ LOSS = Group("loss", (
          "also distance, reducer, miner by their class: distance=LpDistance(p=1)", spelt=in_order),
 ))
 OPTIMISATION = Group("optimisation", (
-    flag("--epochs --epoch --nb-epochs", 60, COUNT, "epochs", need=BY_EPOCHS, change=CONTINUED,
+    flag("--epochs --epoch --nb-epochs", 60, COUNT, "epochs",
+         need=needs.BY_EPOCHS, change=CONTINUED,
          shown="60; AMLoss 40, --experiment 100; SEC's losses count in --steps"),
     flag("--steps", None, COUNT, "length of the run in optimisation steps instead of epochs",
          change=CONTINUED),
@@ -277,41 +253,44 @@ OPTIMISATION = Group("optimisation", (
     flag("--lr --base-lr", 1e-4, positive("LR"), "learning rate of the network",
          search=Search(1e-5, 3e-3)),
     flag("--lr_p --lr-p", None, not_negative("LR"), "learning rate of the backbone",
-         need=BLOCKS_TRAIN, shown="--lr"),
+         need=needs.BLOCKS_TRAIN, shown="--lr"),
     flag("--layer-decay", 1.0, Kind(number(0.0, 1.0, above=True), "F"),
          "each block of the backbone learns F times as fast as the one above it; the last one and "
-         "the heads at the full rate", need=BLOCKS_TRAIN),
+         "the heads at the full rate", need=needs.BLOCKS_TRAIN),
     flag("--weight-decay", 1e-4, not_negative("WD"), "for every parameter"),
     flag("--decay-vectors", 1, BINARY,
          "0: no weight decay on biases and norms (BatchNorm, LayerNorm) of the network"),
     flag("--decay-biases", 0, BINARY, "1: biases decay as well, norms do not",
-         need=SOME_DECAY),
-    flag("--adam-eps", 1e-8, positive("EPS"), "what Adam adds to its denominators", need=ADAM),
+         need=needs.SOME_DECAY),
+    flag("--adam-eps", 1e-8, positive("EPS"), "what Adam adds to its denominators",
+         need=needs.ADAM),
     flag("--momentum", 0.9, Kind(number(0.0, 0.9999), "M"), "of sgd and rmsprop; 0: none",
-         need=MOMENTUM),
-    flag("--nesterov", 1, BINARY, "0: plain momentum, without Nesterov's look ahead", need=SGD),
+         need=needs.MOMENTUM),
+    flag("--nesterov", 1, BINARY, "0: plain momentum, without Nesterov's look ahead",
+         need=needs.SGD),
     flag("--schedule", "step", one_of("step", "milestones", "cosine", "onecycle", "constant"),
          "step: a decay every few epochs; milestones: decays at given steps; cosine: a linear rise "
          "over a tenth of the run, then down to zero; onecycle: the same in cosines from 1/25 to "
          "1/250,000, while the momentum goes from .95 to .85 and back"),
     flag("--lr-warmup", None, COUNT_OR_ZERO,
          "optimisation steps in which all rates rise linearly to what the schedule says; a cosine "
-         "begins after them (0: at once)", need=NO_RISE,
+         "begins after them (0: at once)", need=needs.NO_RISE,
          shown="none; with --schedule cosine its own rise"),
     flag("--lr-floor", 0.0, SHARE, "the cosine ends at F times the rates",
-         need=schedule_is("cosine")),
+         need=needs.schedule_is("cosine")),
     flag("--lr-min", 0.0, Kind(number(0.0), "RATE"),
          "the cosine ends at this rate in all groups alike, as PyTorch's eta_min says",
-         need=schedule_is("cosine")),
+         need=needs.schedule_is("cosine")),
     flag("--cosine-epochs", None, EPOCHS,
          "length of the cosine; a shorter run ends partway down, in a longer one the rates rise "
-         "again", need=schedule_is("cosine"),
+         "again", need=needs.schedule_is("cosine"),
          shown="the run's"),
-    flag("--lr-decay-step", 10, EPOCHS, "epochs between two decays", need=schedule_is("step")),
+    flag("--lr-decay-step", 10, EPOCHS, "epochs between two decays",
+         need=needs.schedule_is("step")),
     flag("--lr-decay-gamma --lr_gamma", 0.5, SHARE, "factor of a decay",
-         need=schedule_is("step", "milestones")),
+         need=needs.schedule_is("step", "milestones")),
     flag("--milestones", (), Kind(whole(1), "STEP", nargs="+"), "steps at which the rates decay",
-         need=schedule_is("milestones"), spelt=sorted),
+         need=needs.schedule_is("milestones"), spelt=sorted),
     flag("--clip-norm", 0.0, not_negative("G"),
          "limit on the norm of all gradients together, those of the loss included; 0: no limit",
          shown="none"),
@@ -341,7 +320,7 @@ RUN = Group("run", (
     flag("--gpu-id --gpu --cuda-device", 0, Kind(whole(-1), "N"),
          "which GPU; the CPU is used where there is none; -1: all of them, a process each, as with "
          "torchrun", change=NOTHING, local=True),
-    flag("--eval-every", 1, EPOCHS, "epochs between evaluations", need=EVALUATED_BY_EPOCHS,
+    flag("--eval-every", 1, EPOCHS, "epochs between evaluations", need=needs.EVALUATED_BY_EPOCHS,
          change=CONTINUED),
     flag("--eval-steps", None, COUNT, "steps between evaluations, instead of --eval-every"),
     flag("--metrics", METRICS, METRIC_NAMES,
@@ -382,6 +361,6 @@ RUN = Group("run", (
          change=NOTHING),
     flag("--wandb-images", 10, COUNT_OR_ZERO,
          "epochs between pictures of random queries and their nearest images, in wandb and "
-         "TensorBoard, as evaluations allow; 0: none", need=TRACKED, change=NOTHING),
+         "TensorBoard, as evaluations allow; 0: none", need=needs.TRACKED, change=NOTHING),
 ))
 # fmt: on
