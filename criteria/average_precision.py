@@ -14,7 +14,7 @@ from torch import Tensor
 from criteria import checks
 from criteria.base import Criterion, ParameterGroup, References, check_batch, in_float32, of_labels
 from criteria.softmax import NormalisedSoftmaxLoss
-from criteria.strips import recomputed, rows_per_strip
+from criteria.strips import of_queries
 
 
 class SupAPLoss(Criterion):
@@ -72,13 +72,9 @@ class SupAPLoss(Criterion):
     ) -> Tensor:
         """The loss, 0-d."""
         labels = check_batch(embeddings, labels)
-        others = (embeddings, labels) if references is None else references[:2]
-        same, most, *places = of_labels(_same, labels, references)
-        rows = rows_per_strip(len(others[1]) * most)
-        strips = [*zip((embeddings @ others[0].T).split(rows), same.split(rows), strict=True)]
-        pairs = places if len(strips) == 1 else None
-        precision_of = recomputed(self._precision, len(strips))
-        precision = torch.cat([precision_of(*strip, pairs) for strip in strips]).mean()
+        others = embeddings if references is None else references.embeddings
+        same = of_labels(_same, labels, references)
+        precision = of_queries(self._precision, embeddings @ others.T, *same).mean()
         loss, terms = self.weight * (1 - precision), {"ap": precision}
         if self.softmax is not None:
             terms["softmax"] = self.softmax(embeddings, labels)

@@ -145,6 +145,9 @@ class ParameterGroup(TypedDict, total=False):
 class Criterion(nn.Module):
     """A loss: it maps a batch to a scalar, and may have parameters and terms to report.
 
+    What it says of its parameters, classes and time is, unless it says otherwise, what the criteria
+    inside it say.
+
     ``terms`` holds detached 0-d tensors of the latest call; nothing waits for the device until they
     are read. ``unit_length`` says which embeddings an Objective passes to it: unit vectors (True),
     raw ones (False), or what the run's l2_norm says (None; irrelevant if the loss normalises).
@@ -162,7 +165,7 @@ class Criterion(nn.Module):
 
     def parameter_groups(self, lr: float) -> list[ParameterGroup]:
         """The groups of its parameters, given the network's learning rate; [] if it has none."""
-        return []
+        return [group for inner in _inside(self) for group in inner.parameter_groups(lr)]
 
     def torch_groups(self, lr: float) -> list[dict[str, Any]]:
         """``parameter_groups(lr)`` for a plain torch optimiser, without the keys it does not know.
@@ -174,16 +177,28 @@ class Criterion(nn.Module):
         return [{key: group[key] for key in known if key in group} for group in groups]
 
     def class_values(self) -> dict[str, Tensor]:
-        """Learned values of each class, by their name in the singular: (C,), detached."""
-        return {}
+        """Learned values of each class, by their name in the singular: (C,), detached.
+
+        If several have a name, those of the first: with Matryoshka, those of the whole embedding.
+        """
+        found: dict[str, Tensor] = {}
+        for inner in _inside(self):
+            found = inner.class_values() | found
+        return found
 
     def cost(self) -> str:
         """A sentence about the time of a step on this machine, if the loss takes long."""
-        return ""
+        return "; ".join(filter(None, (inner.cost() for inner in _inside(self))))
 
     def _report(self, **terms: Tensor) -> None:
         # Bypasses nn.Module.__setattr__, which takes as long as three operators.
         vars(self)["terms"] = {name: value.detach() for name, value in terms.items()}
+
+
+def _inside(module: nn.Module) -> Iterator[Criterion]:
+    """The criteria inside a module, without those inside of these."""
+    for child in module.children():
+        yield from [child] if isinstance(child, Criterion) else _inside(child)
 
 
 def check_batch(
@@ -307,6 +322,11 @@ def without_self(table: Tensor, references: References | None, value: float) -> 
     if references is not None:
         return table.scatter(1, references.own[:, None], value)
     return table.diagonal_scatter(torch.full_like(table[0], value))
+
+
+def mean_where(values: Tensor, mask: Tensor) -> Tensor:
+    """The mean of the entries that a mask marks, 0-d; 0 if it marks none."""
+    return (values * mask).sum() / mask.sum().clamp_min(1)
 
 
 def only_once(backward: Callable) -> Callable:

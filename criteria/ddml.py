@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from criteria import checks
-from criteria.base import Criterion, Embeddings, ParameterGroup, check_batch, in_float32, unit_rows
+from criteria.base import Criterion, Embeddings, check_batch, in_float32, unit_rows
 from criteria.objective import Term
 from criteria.proxies import ProxyLoss, proxy_losses
 from criteria.softmax import compare_rows, cross_entropy, smoothed_cross_entropy
@@ -109,14 +109,6 @@ class DisentanglingLoss(Criterion):
     def _normal(params: Tensor) -> tuple[Tensor, Tensor]:
         mean, raw = params.chunk(2, dim=1)
         return mean, F.softplus(raw - 5)
-
-    def parameter_groups(self, lr: float) -> list[ParameterGroup]:
-        """The groups of the base: disentangling adds no parameters to the loss."""
-        return self.base.parameter_groups(lr)
-
-    def class_values(self) -> dict[str, Tensor]:
-        """Those of the base."""
-        return self.base.class_values()
 
 
 def disentangled(

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from criteria import checks
-from criteria.base import Criterion, check_batch, in_float32, of_labels, pair_masks, unit_rows
+from criteria.base import (
+    Criterion,
+    check_batch,
+    in_float32,
+    mean_where,
+    of_labels,
+    pair_masks,
+    unit_rows,
+)
 from criteria.poincare import ball_distances, to_ball
 
 
@@ -52,7 +60,8 @@ class PairCrossEntropy(Criterion):
         sums = torch.stack([column.logsumexp(dim=1) for column in columns], dim=1)
         across, within = sums[anchors, place[positives]], sums[anchors, place[anchors]]
         losses = torch.logaddexp(across, within) - logits[anchors, positives]
-        self._report(positive=_mean(similarity, positive), negative=_mean(similarity, negative))
+        seen = similarity.detach()
+        self._report(positive=mean_where(seen, positive), negative=mean_where(seen, negative))
         return losses.sum() / (place == 1).sum().clamp_min(1)
 
 
@@ -61,10 +70,6 @@ def _places(labels: Tensor, references: None) -> tuple[Tensor, list[int], Tensor
     positive, _ = pair_masks(labels)
     place = positive.tril(-1).sum(dim=1)
     return place, place.bincount().tolist(), *positive.nonzero(as_tuple=True)
-
-
-def _mean(values: Tensor, mask: Tensor) -> Tensor:
-    return (values.detach() * mask).sum() / mask.sum().clamp_min(1)
 
 
 class HyperbolicPairLoss(PairCrossEntropy):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from criteria import checks
-from criteria.base import Criterion, ParameterGroup, References, check_batch, in_float32
+from criteria.base import Criterion, References, check_batch, in_float32
 from criteria.objective import Term
 from devices import with_host_copy
 
@@ -87,18 +87,6 @@ class MemoryBank(Criterion):
         full = min(taken + len(labels), self.size)
         known = with_host_copy(self.labels[:full], labels.device)
         return References(self.embeddings[:full], known, own)
-
-    def parameter_groups(self, lr: float) -> list[ParameterGroup]:
-        """Those of the loss."""
-        return self.loss.parameter_groups(lr)
-
-    def class_values(self) -> dict[str, Tensor]:
-        """Those of the loss."""
-        return self.loss.class_values()
-
-    def cost(self) -> str:
-        """That of the loss."""
-        return self.loss.cost()
 
 
 def memory(

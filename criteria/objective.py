@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from criteria.base import Criterion, Embeddings, ParameterGroup, in_float32, unit_rows
+from criteria.base import Criterion, Embeddings, in_float32, unit_rows
 
 Inputs = Callable[[Embeddings, Tensor, Mapping[str, Any]], tuple[Any, ...] | None]
 """A module-level function, or a partial of one: an Objective with a closure cannot be pickled."""
@@ -134,22 +134,3 @@ class Objective(Criterion):
                 terms[f"{name}/{key}" if key in terms else key] = value
         self.terms = terms
         return torch.stack(losses).sum()
-
-    def parameter_groups(self, lr: float) -> list[ParameterGroup]:
-        """The groups of all terms."""
-        parts = self.parts.values()
-        return [group for part in parts for group in part.criterion.parameter_groups(lr)]
-
-    def cost(self) -> str:
-        """The costs of all terms."""
-        return "; ".join(filter(None, (part.criterion.cost() for part in self.parts.values())))
-
-    def class_values(self) -> dict[str, Tensor]:
-        """Learned values of each class; if several terms have a name, those of the first.
-
-        With Matryoshka these belong to the whole embedding, which comes before its prefixes.
-        """
-        found: dict[str, Tensor] = {}
-        for part in self.parts.values():
-            found = part.criterion.class_values() | found
-        return found

@@ -6,13 +6,14 @@ Patel et al., Recall@k Surrogate Loss with Large Batches and Similarity Mixup, C
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from criteria import checks
 from criteria.base import Criterion, References, check_batch, in_float32, of_labels, pair_masks
-from criteria.strips import recomputed, rows_per_strip
+from criteria.strips import of_queries
 from devices import on_device
 
 
@@ -61,24 +62,20 @@ class RecallAtKLoss(Criterion):
         ks = [min(k, images) for k in self.ks]
         if self.simix:
             embeddings, labels = with_mixtures(embeddings, labels)
-        positive, most, *places = of_labels(_positives, labels, references)
+        positive = of_labels(_positives, labels, references)
         others = embeddings if references is None else references.embeddings
-        rows = rows_per_strip(len(others) * most)
-        strips = [*zip((embeddings @ others.T).split(rows), positive.split(rows), strict=True)]
-        pairs = places if len(strips) == 1 else None
-        recall_of = recomputed(self._recall, len(strips))
-        recalls = [recall_of(*strip, pairs, ks) for strip in strips]
-        count = positive.any(dim=1).sum()
-        recall = torch.cat(recalls).sum() / count.clamp_min(1)
+        recalls = of_queries(partial(self._recall, ks), embeddings @ others.T, *positive)
+        count = positive[0].any(dim=1).sum()
+        recall = recalls.sum() / count.clamp_min(1)
         self._report(recall=recall)
         return count.clamp_max(1) - recall
 
     def _recall(
         self,
+        ks: Sequence[int],
         similarity: Tensor,
         positive: Tensor,
         pairs: Sequence[Tensor] | None,
-        ks: Sequence[int],
     ) -> Tensor:
         """Recall@k of n queries, mean over ``ks``: (n,), from their rows of the tables (n, B).
 

@@ -18,6 +18,7 @@ from criteria.base import (
     check_batch,
     check_embeddings,
     in_float32,
+    mean_where,
     pair_masks,
     unit_rows,
     written_out,
@@ -101,7 +102,7 @@ def _pair_cosines(embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]:
     unit = unit_rows(embeddings)
     cosines = unit @ unit.T
     masks = zip(("cos_positive", "cos_negative"), pair_masks(labels), strict=True)
-    return {name: (cosines * mask).sum() / mask.sum().clamp_min(1) for name, mask in masks}
+    return {name: mean_where(cosines, mask) for name, mask in masks}
 
 
 class NormPenalty(Criterion):

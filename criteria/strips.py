@@ -27,6 +27,22 @@ def recomputed(function: Callable[..., Tensor], strips: int) -> Callable[..., Te
     return partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False)
 
 
+def of_queries(
+    function: Callable[..., Tensor], similarity: Tensor, mask: Tensor, most: int, *places: Tensor
+) -> Tensor:
+    """``function`` of each query (B,), from its rows of two tables (B, R), strip by strip.
+
+    ``function`` takes rows of both tables (n, R), and the indices of the true entries of ``mask``
+    there, or None if they are not known; it compares each entry with a whole row. ``most``: the
+    largest row sum of the mask. ``places``: the indices of its true entries, (P,) each.
+    """
+    rows = rows_per_strip(similarity.shape[1] * most)
+    strips = [*zip(similarity.split(rows), mask.split(rows), strict=True)]
+    known = places if len(strips) == 1 else None
+    run = recomputed(function, len(strips))
+    return torch.cat([run(*strip, known) for strip in strips])
+
+
 class Strip(NamedTuple):
     """The similarities of a batch to S consecutive classes.
 

@@ -11,6 +11,7 @@ from criteria.base import (
     References,
     check_batch,
     in_float32,
+    mean_where,
     pair_masks,
     unit_others,
     unit_rows,
@@ -51,12 +52,7 @@ class SupConLoss(Criterion):
         # Not -∞: the gradient of a batch of one image would not be finite.
         logits = without_self(logits, references, -1e9)
         own = (F.log_softmax(logits, dim=1) * positive).sum(dim=1)
-        counts = positive.sum(dim=1)
-        losses = -own / counts.clamp_min(1)
-        seen, pairs = cosines.detach(), counts.sum()
-        others = seen.numel() - len(labels) - pairs
-        self._report(
-            positive=(seen * positive).sum() / pairs.clamp_min(1),
-            negative=(seen * negative).sum() / others.clamp_min(1),
-        )
+        losses = -own / positive.sum(dim=1).clamp_min(1)
+        seen = cosines.detach()
+        self._report(positive=mean_where(seen, positive), negative=mean_where(seen, negative))
         return self.temperature / self.base_temperature * losses.mean()

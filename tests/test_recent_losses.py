@@ -617,3 +617,11 @@ def test_many_proxies_are_told_what_they_cost(monkeypatch):
     monkeypatch.setattr(timing, "LONG", 0.0)
     said = build("PFML", 3000, 4, proxies_per_class=2).cost()
     assert said.startswith("PFML compares all 6,000 proxies with each other") and "\n" not in said
+
+
+def test_a_loss_around_another_says_what_that_one_costs_and_learns(monkeypatch):
+    monkeypatch.setattr(timing, "LONG", 0.0)
+    around = compose("AMLoss", 6000, 4, {"disentangled": {"al": 1.0}})
+    assert around.cost().startswith("AMLoss compares the proxies of all 6,000 classes")
+    assert [group["name"] for group in around.parameter_groups(1.0)] == ["proxies", "margins"]
+    assert around.class_values()["margin"].shape == (6000,)
