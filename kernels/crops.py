@@ -21,16 +21,9 @@ def _weight(distance, CUBIC: tl.constexpr):
 
 @triton.jit
 def cut(
-    pixels,
-    places,
-    boxes,
-    out,
-    size,
-    taps,
-    CUBIC: tl.constexpr,
-    TAPS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
+    pixels, places, boxes, out, size, taps,
+    CUBIC: tl.constexpr, TAPS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
     """One line of one view, size × size pixels of 3 colours.
 
     Args:

@@ -14,16 +14,9 @@ import triton.language as tl
 
 @triton.jit
 def bias_forward(
-    maps,
-    bias,
-    shortcut,
-    rows,
-    channels,
-    SHORTCUT: tl.constexpr,
-    RELU: tl.constexpr,
-    ROWS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-):
+    maps, bias, shortcut, rows, channels,
+    SHORTCUT: tl.constexpr, RELU: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
     """maps ← maps + bias (+ shortcut), or its ReLU, in a tile of ROWS × CHANNELS."""
     across = tl.cdiv(channels, CHANNELS)
     row = tl.program_id(0) // across * ROWS + tl.arange(0, ROWS).to(tl.int64)
@@ -41,18 +34,9 @@ def bias_forward(
 
 @triton.jit
 def bias_backward(
-    gradient,
-    out,
-    masked,
-    sums,
-    rows,
-    channels,
-    step,
-    parts,
-    RELU: tl.constexpr,
-    ROWS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-):
+    gradient, out, masked, sums, rows, channels, step, parts,
+    RELU: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
     """The gradient behind the ReLU, and the sum of every `parts`-th block of its rows.
 
     A row of `gradient` begins `step` numbers after the one before it, because it can be a part of
@@ -81,19 +65,9 @@ def bias_backward(
 
 @triton.jit
 def fold_forward(
-    weight,
-    bias,
-    gamma,
-    beta,
-    mean,
-    variance,
-    epsilon,
-    folded,
-    folded_bias,
-    size,
-    BIAS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    weight, bias, gamma, beta, mean, variance, epsilon, folded, folded_bias, size,
+    BIAS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """`layers.folded` for one output channel, whose kernel has `size` weights."""
     channel = tl.program_id(0)
     scale = tl.load(gamma + channel) / tl.sqrt(tl.load(variance + channel) + epsilon)
@@ -109,21 +83,10 @@ def fold_forward(
 
 @triton.jit
 def fold_backward(
-    gradient,
-    gradient_bias,
-    weight,
-    bias,
-    gamma,
-    mean,
-    variance,
-    epsilon,
-    to_weight,
-    to_bias,
-    to_gamma,
-    size,
-    BIAS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    gradient, gradient_bias, weight, bias, gamma, mean, variance, epsilon, to_weight, to_bias,
+    to_gamma, size,
+    BIAS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """The gradients of the kernel, of its bias and of the norm's scale, for one output channel."""
     channel = tl.program_id(0)
     root = 1.0 / tl.sqrt(tl.load(variance + channel) + epsilon)
@@ -147,20 +110,9 @@ def fold_backward(
 
 @triton.jit
 def pool_forward(
-    maps,
-    out,
-    taps,
-    places,
-    channels,
-    height,
-    width,
-    out_height,
-    out_width,
-    STRIDE: tl.constexpr,
-    PADDING: tl.constexpr,
-    ROWS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-):
+    maps, out, taps, places, channels, height, width, out_height, out_width,
+    STRIDE: tl.constexpr, PADDING: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
     """The maximum of 3×3 neighbours, and the number of the first of them that has it (0 to 8)."""
     across = tl.cdiv(channels, CHANNELS)
     place = tl.program_id(0) // across * ROWS + tl.arange(0, ROWS)
@@ -186,21 +138,9 @@ def pool_forward(
 
 @triton.jit
 def pool_backward(
-    gradient,
-    taps,
-    to_maps,
-    places,
-    channels,
-    height,
-    width,
-    out_height,
-    out_width,
-    step,
-    STRIDE: tl.constexpr,
-    PADDING: tl.constexpr,
-    ROWS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-):
+    gradient, taps, to_maps, places, channels, height, width, out_height, out_width, step,
+    STRIDE: tl.constexpr, PADDING: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
     """Each place takes the gradients of those windows whose maximum it was.
 
     No two programs write to one place, so the result is the same every time.
@@ -233,16 +173,9 @@ def pool_backward(
 
 @triton.jit
 def average(
-    maps,
-    out,
-    places,
-    channels,
-    height,
-    width,
-    step,
-    ROWS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-):
+    maps, out, places, channels, height, width, step,
+    ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
     """The average of 3×3 neighbours, zeros outside; a row of `maps` begins every `step` numbers."""
     across = tl.cdiv(channels, CHANNELS)
     place = tl.program_id(0) // across * ROWS + tl.arange(0, ROWS)
@@ -266,16 +199,9 @@ def average(
 
 @triton.jit
 def whole_forward(
-    maps,
-    out,
-    maxima,
-    places,
-    channels,
-    AVERAGE: tl.constexpr,
-    MAXIMUM: tl.constexpr,
-    ROWS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-):
+    maps, out, maxima, places, channels,
+    AVERAGE: tl.constexpr, MAXIMUM: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
     """Average, maximum or their sum over an image's places; the first place of each maximum."""
     across = tl.cdiv(channels, CHANNELS)
     image = tl.program_id(0) // across
@@ -309,17 +235,9 @@ def whole_forward(
 
 @triton.jit
 def whole_backward(
-    gradient,
-    maxima,
-    to_maps,
-    rows,
-    places,
-    channels,
-    AVERAGE: tl.constexpr,
-    MAXIMUM: tl.constexpr,
-    ROWS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-):
+    gradient, maxima, to_maps, rows, places, channels,
+    AVERAGE: tl.constexpr, MAXIMUM: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
     """The gradient of the maps, of which there are `rows` places in all images."""
     across = tl.cdiv(channels, CHANNELS)
     row = tl.program_id(0) // across * ROWS + tl.arange(0, ROWS)
@@ -342,20 +260,10 @@ def whole_backward(
 
 @triton.jit
 def squares(
-    images,
-    out,
-    places,
-    height,
-    width,
-    out_height,
-    out_width,
-    of_image,
-    of_color,
-    of_row,
+    images, out, places, height, width, out_height, out_width, of_image, of_color, of_row,
     of_column,
-    BEFORE: tl.constexpr,
-    ROWS: tl.constexpr,
-):
+    BEFORE: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
     """Squares of 2×2 pixels, 3 colours, as 12 channels of a place; 4 more are zero.
 
     The images have BEFORE zeros on the left and above; `of_…` are their strides.
