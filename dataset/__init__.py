@@ -24,23 +24,10 @@ from flags import Options, a_place
 from utils import InputError, nearest_names
 
 __all__ = [
-    "NAMES",
-    "BadImageError",
-    "Choice",
-    "DataSet",
-    "ImageSet",
-    "Protocol",
-    "Reading",
-    "TrainedOn",
-    "asked_once",
-    "find",
-    "fingerprints",
-    "load",
-    "protocol",
-    "require_files",
-    "require_readable",
+    "NAMES", "BadImageError", "Choice", "DataSet", "ImageSet", "Protocol", "Reading", "TrainedOn",
+    "asked_once", "find", "fingerprints", "load", "protocol", "require_files", "require_readable",
     "spelt",
-]
+]  # fmt: skip
 
 FILES = (
     "emoji",

@@ -19,19 +19,9 @@ from terminal import as_shell
 from utils import InputError, counted, program
 
 __all__ = [
-    "ROOT",
-    "SPLITS",
-    "BadImageError",
-    "DataSet",
-    "ImageSet",
-    "PathTable",
-    "Protocol",
-    "check_command",
-    "decode",
-    "reason",
-    "root_words",
-    "to_rgb",
-]
+    "ROOT", "SPLITS", "BadImageError", "DataSet", "ImageSet", "PathTable", "Protocol",
+    "check_command", "decode", "reason", "root_words", "to_rgb",
+]  # fmt: skip
 
 ROOT = "data"
 """The default data root."""

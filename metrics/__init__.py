@@ -24,26 +24,8 @@ from metrics.retrieval import (
 from metrics.sharing import ALONE, Progress, Share
 
 __all__ = [
-    "ALONE",
-    "BLOCK_SIZE",
-    "MANY_TIED",
-    "MAX_BLOCK_SIZE",
-    "Array",
-    "Clustering",
-    "Progress",
-    "Share",
-    "about_ties",
-    "as_numbers",
-    "by_construction",
-    "check_ks",
-    "clustering_metrics",
-    "full_float32",
-    "inner_products",
-    "kmeans",
-    "nmi_f1",
-    "one_per_class_gallery",
-    "recall_at",
-    "retrieval_metrics",
-    "retrieval_per_query",
-    "summarise",
-]
+    "ALONE", "BLOCK_SIZE", "MANY_TIED", "MAX_BLOCK_SIZE", "Array", "Clustering", "Progress",
+    "Share", "about_ties", "as_numbers", "by_construction", "check_ks", "clustering_metrics",
+    "full_float32", "inner_products", "kmeans", "nmi_f1", "one_per_class_gallery", "recall_at",
+    "retrieval_metrics", "retrieval_per_query", "summarise",
+]  # fmt: skip

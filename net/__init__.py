@@ -40,31 +40,11 @@ if TYPE_CHECKING:
     from net.network import EmbeddingNet
 
 __all__ = [
-    "ALL_BLOCKS",
-    "BN_FREEZE",
-    "HEAD_NORMS",
-    "HEAD_USES",
-    "INPUTS",
-    "MASK_INITS",
-    "MODELS",
-    "POOLINGS",
-    "STEMS",
-    "TIMM",
-    "WEIGHTS",
-    "Architecture",
-    "Backbone",
-    "EmbeddingMasks",
-    "EmbeddingNet",
-    "InputSpec",
-    "architecture_of",
-    "blocks_of",
-    "build",
-    "find_backbone",
-    "head_norm_of",
-    "load_checkpoint",
-    "peft_of",
-    "with_weights",
-]
+    "ALL_BLOCKS", "BN_FREEZE", "HEAD_NORMS", "HEAD_USES", "INPUTS", "MASK_INITS", "MODELS",
+    "POOLINGS", "STEMS", "TIMM", "WEIGHTS", "Architecture", "Backbone", "EmbeddingMasks",
+    "EmbeddingNet", "InputSpec", "architecture_of", "blocks_of", "build", "find_backbone",
+    "head_norm_of", "load_checkpoint", "peft_of", "with_weights",
+]  # fmt: skip
 
 _HOMES = {
     "Architecture": "net.architecture",
