@@ -21,11 +21,10 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO
 
 import dataset
 from bars import Bar
@@ -264,13 +263,6 @@ def _md5(path: Path) -> str:
 # --- unpacking ------------------------------------------------------------------------------------
 
 
-class _Entry(NamedTuple):
-    """One plain file of an archive."""
-
-    name: str
-    content: IO[bytes]
-
-
 def unpack(archive: Path, folder: str, root: Path) -> Path:
     """Unpack `folder`/ of an archive to `root`/`folder`, whole or not at all.
 
@@ -285,8 +277,7 @@ def unpack(archive: Path, folder: str, root: Path) -> Path:
             shutil.rmtree(temporary)
         temporary.mkdir()
         with notice_if_slow(f"unpacking {archive.name}"):
-            for entry in _entries(archive):
-                _write(entry, temporary)
+            _extract(archive, temporary)
         content = temporary / folder
         if not content.is_dir():
             raise InputError(f"{archive} holds no folder {folder}; it is not the published archive")
@@ -301,53 +292,29 @@ def unpack(archive: Path, folder: str, root: Path) -> Path:
     return target
 
 
-def _entries(archive: Path) -> Iterator[_Entry]:
-    if zipfile.is_zipfile(archive):
-        yield from _zip_entries(archive)
-    else:
-        yield from _tar_entries(archive)
-
-
-def _tar_entries(archive: Path) -> Iterator[_Entry]:
-    with tarfile.open(archive) as tar:
-        for member in tar:
-            if member.isdir():
-                _refuse_outside(member.name, archive)
-                continue
-            content = tar.extractfile(member) if member.isreg() else None
-            if content is None:
-                raise _unsafe(archive, member.name, "a link or a device, not a regular file")
-            yield _Entry(_refuse_outside(member.name, archive), content)
-
-
-def _zip_entries(archive: Path) -> Iterator[_Entry]:
+def _extract(archive: Path, folder: Path) -> None:
+    if not zipfile.is_zipfile(archive):
+        with tarfile.open(archive) as tar:
+            tar.extraction_filter = getattr(tarfile, "data_filter", None)  # older Pythons have none
+            for member in tar:
+                _check_entry(archive, member.name, member.isreg() or member.isdir())
+                if member.isreg():
+                    tar.extract(member, folder, set_attrs=False)
+        return
     with zipfile.ZipFile(archive) as file:
-        for member in file.infolist():
-            kind = stat.S_IFMT(member.external_attr >> 16)
-            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise _unsafe(archive, member.filename, "a link or a device, not a regular file")
-            _refuse_outside(member.filename, archive)
-            if not member.is_dir():
-                with file.open(member) as content:
-                    yield _Entry(member.filename, content)
+        for info in file.infolist():
+            kind = stat.S_IFMT(info.external_attr >> 16)
+            _check_entry(archive, info.filename, kind in (0, stat.S_IFREG, stat.S_IFDIR))
+            file.extract(info, folder)
 
 
-def _refuse_outside(name: str, archive: Path) -> str:
+def _check_entry(archive: Path, name: str, plain: bool) -> None:
+    """Raise InputError unless an entry is a file or folder inside the target folder."""
     clean = name.replace("\\", "/")
-    if clean.startswith("/") or clean[1:2] == ":" or ".." in clean.split("/"):
-        raise _unsafe(archive, name, "outside the target folder")
-    return clean
-
-
-def _unsafe(archive: Path, name: str, what: str) -> InputError:
-    return InputError(
-        f"{archive} was not unpacked: its entry {name!r} is {what}, and no published archive has "
-        "such an entry; get it from its source again"
-    )
-
-
-def _write(entry: _Entry, folder: Path) -> None:
-    path = folder / entry.name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        shutil.copyfileobj(entry.content, file, _BLOCK)
+    outside = clean.startswith("/") or clean[1:2] == ":" or ".." in clean.split("/")
+    if outside or not plain:
+        what = "outside the target folder" if plain else "a link or a device, not a regular file"
+        raise InputError(
+            f"{archive} was not unpacked: its entry {name!r} is {what}, and no published archive "
+            "has such an entry; get it from its source again"
+        )
