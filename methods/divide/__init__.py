@@ -154,7 +154,16 @@ def architecture(options: Options) -> dict[str, Any]:
 
 def new_masks(options: Options) -> EmbeddingMasks | None:
     """The single mask at the start of a run; None without divide and conquer."""
-    return Division.of(options).new_masks() if DIVIDED.met(options) else None
+    if not DIVIDED.met(options):
+        return None
+    at_test = options.masks_normalize_before_sum or "sum"
+    return net.EmbeddingMasks(
+        options.embedding_size,
+        learned=not options.fixed_mask,
+        relu=bool(options.mask_relu),
+        init=options.masking_init,
+        full=at_test if options.masks_sum_for_full_emb else "none",
+    )
 
 
 def routine(options: Options, labels: np.ndarray) -> Routine:
@@ -167,9 +176,8 @@ def routine(options: Options, labels: np.ndarray) -> Routine:
 def sampler(options: Options, labels: np.ndarray) -> BatchSampler:
     """The sampler of the start, when all images are one cluster."""
     from dataset.clusters import one_cluster
-    from methods.divide.routine import cluster_sampler
 
-    return cluster_sampler(Division.of(options), labels, one_cluster(labels))
+    return Division.of(options).sampler(labels, one_cluster(labels))
 
 
 METHOD = Method(

@@ -119,7 +119,8 @@ class DivideAndConquer(Routine):
         """Sets the sampler, and freezes or unfreezes backbone and masks, for this epoch."""
         division, epoch = self.division, loop.epoch
         if self._sampler is None:
-            self._sampler = cluster_sampler(division, self.labels, self.clusters, self.divided_at)
+            since = self.divided_at
+            self._sampler = division.sampler(self.labels, self.clusters, first_epoch=since)
         loop.loader.set_sampler(self._sampler)
         resting = division.clusters > 1 and not self.stopped
         resting = resting and epoch % division.period < division.resting
@@ -171,27 +172,6 @@ class DivideAndConquer(Routine):
         self._grow_masks(loop)
         if self.full:
             self._end_masks(loop)
-
-
-def cluster_sampler(
-    division: Division, labels: np.ndarray, clusters: np.ndarray, first_epoch: int = 0
-) -> ClusterSampler:
-    """A sampler of batches from one cluster each, for clusters (N,) made in `first_epoch`.
-
-    Raises:
-        InputError: the batch size does not suit the images per class, the replicas or the data.
-    """
-    return ClusterSampler(
-        labels,
-        clusters,
-        division.batch_size,
-        division.per_class,
-        kind=division.batch_sampler,
-        small_class_action=division.small_class_action,
-        replicas=division.replicas,
-        seed=division.seed,
-        first_epoch=first_epoch,
-    )
 
 
 def _check_data(final: int, labels: np.ndarray) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
 
+from dataset.cluster_sampler import ClusterSampler
 from flags import Options
 from utils import InputError
-
-if TYPE_CHECKING:
-    from net import EmbeddingMasks
 
 PER_CLASS = 2
 """Images per class in a batch of one cluster, unless --IPC is given."""
@@ -28,9 +27,10 @@ class Division:
         stops: whether divisions and freezing end once all clusters exist.
         pooled: whether pooled features are clustered instead of embeddings.
         draws_from: the seed for drawing the seeds of k-means; None uses the same seed every time.
+        sampler: labels (N,), clusters (N,) and the epoch in which these were made, `first_epoch` →
+            the sampler of batches from one cluster each.
         lr, weight_decay: those of learned masks.
         first_mask_rests: whether the mask is frozen while there is only one cluster.
-        masks_at_test: how the masks act on embeddings at test time: "sum", "l1" or "none".
 
     Raises:
         InputError: settings that cannot work together.
@@ -47,24 +47,15 @@ class Division:
     draws_from: int | None
     adaptive: bool
     legacy_renumbering: bool
-    batch_size: int
-    per_class: int
-    batch_sampler: str
-    small_class_action: str
-    replicas: int
-    seed: int
+    sampler: Callable[..., ClusterSampler]
     learned_masks: bool
     lr: float
     weight_decay: float
-    mask_relu: bool
-    mask_init: str
     first_mask_rests: bool
-    masks_at_test: str
 
     @classmethod
     def of(cls, options: Options) -> Division:
         """The settings of a run with these options."""
-        at_test = options.masks_normalize_before_sum or "sum"
         return cls(
             clusters=options.nb_clusters,
             embedding_size=options.embedding_size,
@@ -77,19 +68,19 @@ class Division:
             draws_from=options.clustering_random_state,
             adaptive=options.clustering_method == "kmeans_adaptive_centroids",
             legacy_renumbering=options.legacy_renumbering,
-            batch_size=options.batch_size,
-            per_class=options.IPC or PER_CLASS,
-            batch_sampler=options.batch_sampler,
-            small_class_action=options.small_class_action,
-            replicas=options.num_replicas,
-            seed=options.seed,
+            sampler=partial(
+                ClusterSampler,
+                batch_size=options.batch_size,
+                instances=options.IPC or PER_CLASS,
+                kind=options.batch_sampler,
+                small_class_action=options.small_class_action,
+                replicas=options.num_replicas,
+                seed=options.seed,
+            ),
             learned_masks=not options.fixed_mask,
             lr=options.lr * options.mask_lr_mult,
             weight_decay=options.weight_decay * options.mask_wd_mult,
-            mask_relu=bool(options.mask_relu),
-            mask_init=options.masking_init,
             first_mask_rests=bool(options.masks_freeze_one_cluster),
-            masks_at_test=at_test if options.masks_sum_for_full_emb else "none",
         )
 
     def __post_init__(self) -> None:
@@ -115,15 +106,3 @@ class Division:
                 f"--fixed-mask: {final} clusters cannot share {self.embedding_size} dimensions; "
                 "raise --embedding-size or lower --nb-clusters"
             )
-
-    def new_masks(self) -> EmbeddingMasks:
-        """The single mask at the start of a run."""
-        from net import EmbeddingMasks
-
-        return EmbeddingMasks(
-            self.embedding_size,
-            learned=self.learned_masks,
-            relu=self.mask_relu,
-            init=self.mask_init,
-            full=self.masks_at_test,
-        )
