@@ -268,16 +268,8 @@ def versions() -> dict[str, str]:
     """The versions of the installed packages that a run's numbers may depend on."""
     from importlib import metadata
 
-    packages = {}
-    for name in (
-        "torch",
-        "torchvision",
-        "numpy",
-        "scipy",
-        "pillow",
-        "pytorch-metric-learning",
-        "timm",
-    ):
+    packages, names = {}, "torch torchvision numpy scipy pillow pytorch-metric-learning timm"
+    for name in names.split():
         with contextlib.suppress(metadata.PackageNotFoundError):
             packages[name] = metadata.version(name)
     return packages

@@ -14,14 +14,14 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from dataset.base import BadImageError, ImageSet
-from dataset.cache import open_cache
+from dataset.cache import Cache, open_cache
 from dataset.decoding import central_part
 from dataset.files import warn_once
 from dataset.pixel_store import PixelStore
@@ -35,13 +35,6 @@ from utils import InputError
 views_logger = logging.getLogger("dataset.views")  # a program can silence it
 
 
-class _Reader(Protocol):
-    """An image set, or its cache."""
-
-    def read(self, index: int) -> np.ndarray:
-        """Image `index` as (H, W, 3) uint8 RGB."""
-
-
 class _BatchReader(Dataset):
     """Reads and cuts whole batches, in the workers.
 
@@ -49,7 +42,7 @@ class _BatchReader(Dataset):
         reader: the image set, or its cache. substitutes: for unreadable images.
     """
 
-    def __init__(self, reader: _Reader, rule: ViewRule, substitutes: Substitutes) -> None:
+    def __init__(self, reader: ImageSet | Cache, rule: ViewRule, substitutes: Substitutes) -> None:
         self._reader = reader
         self._rule = rule
         self._substitutes = substitutes
@@ -278,7 +271,7 @@ def source_of(
         return FromMemory(images, PixelStore.of_stack(images.pixels, place), rule, substitutes)
     if on_gpu and not cached:
         raise InputError("--data-device cuda keeps the cache on the GPU; add --decode cache")
-    reader: _Reader = images
+    reader: ImageSet | Cache = images
     if cached:
         reader = cache = open_cache(images, reading.cache_size, reading.cache_dir)
         _say_what_differs(reading.cache_size, rule)

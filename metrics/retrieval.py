@@ -51,30 +51,17 @@ def retrieval_metrics(
     gallery: Array | None = None,
     gallery_labels: Array | None = None,
     ks: Sequence[int] = (1, 2, 4, 8),
-    *,
-    block_size: int | None = None,
-    exclude: Array | tuple[Array, Array] | None = None,
-    device: torch.device | str | None = None,
-    progress: Progress | None = None,
-    share: Share = ALONE,
+    **options: Any,
 ) -> dict[str, float]:
     """R@K for each K, RP, MAP@R, mARP, MRR, fractions in 0..1, and the numbers of queries.
 
-    The arguments are those of `retrieval_per_query`; the means are those of `summarise`.
+    The other arguments, `options` too, are those of `retrieval_per_query`; the means are those of
+    `summarise`.
     """
     check_ks(ks, len(embeddings if gallery is None else gallery))
-    found = retrieval_per_query(
-        embeddings,
-        labels,
-        gallery,
-        gallery_labels,
-        block_size=block_size,
-        exclude=exclude,
-        device=device,
-        progress=progress,
-        share=share,
+    return summarise(
+        retrieval_per_query(embeddings, labels, gallery, gallery_labels, **options), ks
     )
-    return summarise(found, ks)
 
 
 def check_ks(ks: Sequence[int], gallery_size: int | None = None) -> None:

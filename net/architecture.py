@@ -88,29 +88,38 @@ class Architecture:
     model_args: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
+        backbone = self.backbone
+        if self.model_args and "model_args" not in backbone.takes:
+            raise InputError(f"--model-args are for models of timm; {backbone.name} takes none")
+        sized = "image_size" in backbone.takes
         self._set(
-            model=find_backbone(self.model).name,
+            model=backbone.name,
             heads=tuple(self.heads),
+            pooling=backbone.poolings[0] if self.pooling is None else self.pooling,
             head_norm=self.head_norm if isinstance(self.head_norm, str) else bool(self.head_norm),
             bn_freeze=str(self.bn_freeze),
+            bn_momentum=backbone.bn_momentum if self.bn_momentum is None else self.bn_momentum,
             freeze_stem=bool(self.freeze_stem),
             peft=str(Peft.of(self.peft)),
+            # None where the backbone does not use it, so that equal networks compare equal.
+            image_size=(self.image_size or backbone.image_size) if sized else None,
+            model_args=tuple(
+                (name, tuple(value) if isinstance(value, list) else value)
+                for name, value in self.model_args
+            ),
         )
-        if self.bn_momentum is None:
-            self._set(bn_momentum=self.backbone.bn_momentum)
-        if self.pooling is None:
-            self._set(pooling=self.backbone.poolings[0])
+        self._check()
+
+    def _check(self) -> None:
+        """Raise InputError for a name or a number that the network cannot have."""
         check_choice("pooling", self.pooling, POOLINGS)
         if self.pooling not in self.backbone.poolings:
             raise InputError(
                 f"pooling {self.pooling}: {self.model} cannot be pooled like that; use "
                 f"{', '.join(self.backbone.poolings)}"
             )
-        self._fit_to_backbone()
-        self._check()
-
-    def _check(self) -> None:
-        """Raise InputError for a name or a number that the network cannot have."""
+        if self.keep_blocks is not None and "keep_blocks" not in self.backbone.takes:
+            raise InputError(f"keep_blocks {self.keep_blocks}: {self.model} cannot be cut short")
         check_choice("stem", self.stem, self.backbone.stems)
         check_choice("bn_freeze", self.bn_freeze, BN_FREEZE)
         check_choice("head", self.head, HEAD_USES)
@@ -132,22 +141,6 @@ class Architecture:
             raise InputError(f"drop_path {self.drop_path:g}: it must be from 0 to below 1")
         if self.width != 1.0 and not self.backbone.can_widen:
             raise InputError(f"width {self.width:g}: {self.model} cannot be widened; use width 1")
-
-    def _fit_to_backbone(self) -> None:
-        """Drops values that the backbone does not use, so that equal networks compare equal."""
-        arguments = tuple(
-            (name, tuple(value) if isinstance(value, list) else value)
-            for name, value in self.model_args
-        )
-        if arguments and "model_args" not in self.backbone.takes:
-            raise InputError(f"--model-args are for models of timm; {self.model} takes none")
-        if self.keep_blocks is not None and "keep_blocks" not in self.backbone.takes:
-            raise InputError(f"keep_blocks {self.keep_blocks}: {self.model} cannot be cut short")
-        sized = "image_size" in self.backbone.takes
-        self._set(
-            model_args=arguments,
-            image_size=(self.image_size or self.backbone.image_size) if sized else None,
-        )
 
     def _set(self, **values: object) -> None:
         for name, value in values.items():

@@ -289,13 +289,11 @@ _DECIDED_ELSEWHERE = {
     "num_classes": "--embedding-size",
     "in_chans": "pictures, which have three channels",
     "drop_path_rate": "--drop-path",
-    "pretrained": "--pretrained",
-    "pretrained_cfg": "--pretrained",
-    "pretrained_cfg_overlay": "--pretrained",
-    "pretrained_model_args": "--pretrained",
-    "pretrained_strict": "--pretrained",
-    "checkpoint_path": "--pretrained",
-    "cache_dir": "--pretrained",
+    **dict.fromkeys(
+        "pretrained pretrained_cfg pretrained_cfg_overlay pretrained_model_args pretrained_strict "
+        "checkpoint_path cache_dir".split(),
+        "--pretrained",
+    ),
     "features_only": "--pooling",
 }
 

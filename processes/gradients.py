@@ -9,18 +9,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from processes.group import is_group, is_main
-from processes.rows import share_of
+from processes.rows import share_of, with_gradient
 
 BUCKET_BYTES = 2**25
 
 
 def once(tensor: Tensor) -> Tensor:
     """The same tensor, whose gradient counts in the main process only; `processes` says why."""
-    if not is_group() or not tensor.requires_grad:
-        return tensor
-    same = tensor.view_as(tensor)
-    same.register_hook(_of_main)
-    return same
+    return with_gradient(tensor, _of_main)
 
 
 def count_once(parameters: Iterable[torch.nn.Parameter]) -> None:

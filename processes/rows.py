@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -78,17 +79,16 @@ def part_of_all(value: Tensor) -> Tensor:
 
     Its gradient is the sum of those of all parts.
     """
-    return _PartOfAll.apply(value) if is_group() else value
+    return with_gradient(value, _summed)
 
 
-class _PartOfAll(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return _summed(gradient)
+def with_gradient(value: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
+    """The same tensor, whose gradient is `of` the incoming one if there are several processes."""
+    if not is_group() or not value.requires_grad:
+        return value
+    same = value.view_as(value)
+    same.register_hook(of)
+    return same
 
 
 def _summed(value: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -151,28 +151,8 @@ class About:
     tags: tuple[str, ...] = ()
 
 
-# --- sinks ----------------------------------------------------------------------------------------
+# --- sinks: what shows a run; their methods may raise whatever they like --------------------------
 
-
-class _Sink(Protocol):
-    """Something that shows a run; each method may raise whatever it likes."""
-
-    name: str
-
-    def log(self, row: MetricsRow, step: int) -> None:
-        """Takes a row of numbers at optimisation step `step`."""
-
-    def log_histogram(self, name: str, values: np.ndarray, step: int) -> None:
-        """Takes an array, whose distribution is shown."""
-
-    def log_picture(self, name: str, picture: Image.Image, step: int) -> None:
-        """Takes an image."""
-
-    def finish(self) -> None:
-        """Writes what is left."""
-
-
-S = TypeVar("S", bound=_Sink)
 
 VARIABLES = {"name": "WANDB_NAME", "group": "WANDB_RUN_GROUP", "tags": "WANDB_TAGS"}
 """The variables from which wandb takes these if they are not passed."""
@@ -298,6 +278,9 @@ def _quieten_threads_of(package: str) -> None:
     threading.excepthook = hook
 
 
+_Sink = TypeVar("_Sink", _Wandb, _TensorBoard)
+
+
 class Tracker:
     """Sends a run's configuration, numbers and pictures to wandb and TensorBoard where they are.
 
@@ -321,18 +304,18 @@ class Tracker:
         run_id: str | None = None,
         continued_at: int | None = None,
     ) -> None:
-        self._sinks: list[_Sink] = []
+        self._sinks: list[_Wandb | _TensorBoard] = []
         self.run_id = run_id
         self.status = {"wandb": mode}
         if mode != "disabled":
             opened = self._open("wandb", lambda: _Wandb(mode, about, run_id))
-            if opened:
+            if opened is not None:
                 self.run_id, self.status["wandb"] = opened.id, opened.status
         if tensorboard:
             self.status["tensorboard"] = str(about.folder / "tensorboard")
             self._open("tensorboard", lambda: _TensorBoard(about, continued_at))
 
-    def _open(self, name: str, make: Callable[[], S]) -> S | None:
+    def _open(self, name: str, make: Callable[[], _Sink]) -> _Sink | None:
         """Opens one of the two; None where it is not installed, or fails."""
         try:
             sink = make()
@@ -373,7 +356,7 @@ class Tracker:
         """Ends the run."""
         self._to_all(lambda sink: sink.finish())
 
-    def _to_all(self, send: Callable[[_Sink], None]) -> None:
+    def _to_all(self, send: Callable[[_Wandb | _TensorBoard], None]) -> None:
         for sink in list(self._sinks):
             try:
                 send(sink)
