@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ import processes
 from criteria import PROXY_LR_SCALE, checks
 from criteria.base import ParameterGroup, check_batch, in_float32, unit_rows, written_out
 from criteria.proxies import ProxyLoss, own_and_push, pull
-from criteria.strips import Strip, total
+from criteria.strips import total
 from criteria.timing import FEW, fastest, in_words
 
 
@@ -66,7 +67,8 @@ class AMLoss(ProxyLoss):
     ) -> Tensor:
         """The loss, 0-d."""
         labels = check_batch(embeddings, labels, self.embedding_size, self.num_classes)
-        own, pushes = self.by_strips(self._terms, embeddings, labels, uncertainty)
+        terms = partial(own_and_push, margin=self.margin, alpha=self.alphan)
+        own, pushes = self.by_strips(terms, embeddings, labels, uncertainty)
         positive = pull(total(own), labels, self.margins, self.alphap)
         negative = total(pushes) / self.num_classes
         crowding = self._crowding(unit_rows(self.proxies))
@@ -80,9 +82,6 @@ class AMLoss(ProxyLoss):
             return ProxyCrowding.apply(unit)
         own = CrowdingAmongAll.apply(unit, self.num_classes)
         return processes.gather_rows(own, self.num_classes)
-
-    def _terms(self, strip: Strip) -> tuple[Tensor, Tensor]:
-        return own_and_push(strip, self.margin, self.alphan)
 
     def parameter_groups(self, lr: float) -> list[ParameterGroup]:
         """The proxies, and the margins with the optimiser and the schedule of their own."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Sequence
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -301,14 +302,12 @@ class ProxyAnchorLoss(ProxyLoss):
     ) -> Tensor:
         """The loss, 0-d."""
         labels = check_batch(embeddings, labels, self.embedding_size, self.num_classes)
-        own, pushes = self.by_strips(self._terms, embeddings, labels, uncertainty)
+        terms = partial(own_and_push, margin=self.margin, alpha=self.alpha)
+        own, pushes = self.by_strips(terms, embeddings, labels, uncertainty)
         positive = pull(total(own), labels, self.margin, self.alpha)
         negative = total(pushes) / self.num_classes
         self._report(positive=positive, negative=negative)
         return positive + negative
-
-    def _terms(self, strip: Strip) -> tuple[Tensor, Tensor]:
-        return own_and_push(strip, self.margin, self.alpha)
 
 
 def _with_whole_proxies(loss: ProxyLoss, state: dict, prefix: str, metadata: dict) -> None:

@@ -124,7 +124,7 @@ def _kaggle_home(folder: Path) -> Path | None:
 
 def _has_train_and_test(home: Path) -> bool:
     sides = [find(home, side) for side in ("train", "test")]
-    return all(side is not None and side.is_dir() and subfolders(side) for side in sides)
+    return all(side is not None and subfolders(side) for side in sides)
 
 
 def _read_kaggle(folder: Path) -> Listing:
@@ -144,7 +144,7 @@ def _has_class_folders(folder: Path) -> bool:
     images = find(folder, "images")
     # Any data set may have "images", so the folder must be named after cars.
     named = "car" in folder.name.lower()
-    return named and images is not None and images.is_dir() and bool(subfolders(images))
+    return named and images is not None and bool(subfolders(images))
 
 
 def _read_class_folders(folder: Path) -> Listing:

@@ -32,11 +32,7 @@ _NAME_2010 = re.compile(r"_[0-9]{7,}\.jpe?g$", re.IGNORECASE)
 
 def _has_numbered_folders(folder: Path) -> bool:
     images = find(folder, "images")
-    return images is not None and any(re.match("[0-9]+[.]", name) for name in _folders_in(images))
-
-
-def _folders_in(folder: Path) -> list[str]:
-    return subfolders(folder) if folder.is_dir() else []
+    return images is not None and any(re.match("[0-9]+[.]", name) for name in subfolders(images))
 
 
 def _read_folders(folder: Path) -> Listing:

@@ -8,6 +8,7 @@ GPU, the callers compute the same with torch.
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import logging
 from collections.abc import Callable
@@ -36,10 +37,9 @@ def launch(kernel: str, programs: int, *arguments: Any, **constants: Any) -> Non
 
 @functools.cache
 def _kernel(path: str) -> Any:
-    from kernels import crops, maps  # only where there is Triton
-
+    """Imports the kernel's module, which is possible only where there is Triton."""
     module, name = path.split(".")
-    return getattr({"crops": crops, "maps": maps}[module], name)
+    return getattr(importlib.import_module(f".{module}", __name__), name)
 
 
 @functools.cache

@@ -113,18 +113,7 @@ class _Lists:
         starts = self.starts()
         row, place = (self.right & (starts < self.depth[:, None])).nonzero(as_tuple=True)
         listed = row.bincount(minlength=len(relevant))
-        if self.tied.any():
-            # Among equally close images, matches come first.
-            start, width = starts[row, place], starts.shape[1]
-            group, right = (row * width + start).unique_consecutive(return_counts=True)
-            first = right.cumsum(0) - right
-            rank = start + 1 + counted(right)
-            every = starts + width * torch.arange(len(starts), device=row.device)[:, None]
-            wrong = every.flatten().bincount(minlength=every.numel())[group] - right
-        else:
-            rank = place + 1
-            first = (listed.cumsum(0) - listed)[listed > 0]
-            right, wrong = torch.ones_like(first), torch.zeros_like(first)
+        rank, first, right, wrong = self._groups(starts, row, place, listed)
         owner = row[first]
 
         offsets = F.pad((listed + self.more_right).cumsum(0), (1, 0))
@@ -151,6 +140,23 @@ class _Lists:
         groups = first[mixed], right[mixed], wrong[mixed]
         found = relevant, offsets, rank, closer, tied, tied_matches, *groups
         return Ranks(*(values.cpu() for values in found))
+
+    def _groups(
+        self, starts: Tensor, row: Tensor, place: Tensor, listed: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The ranks (P,) of the listed matches, and groups of equally close images among them.
+
+        Of each group its first match, as an index into these, its matches and its other images.
+        """
+        if not self.tied.any():
+            first = (listed.cumsum(0) - listed)[listed > 0]
+            return place + 1, first, torch.ones_like(first), torch.zeros_like(first)
+        # Among equally close images, matches come first.
+        start, width = starts[row, place], starts.shape[1]
+        group, right = (row * width + start).unique_consecutive(return_counts=True)
+        every = starts + width * torch.arange(len(starts), device=row.device)[:, None]
+        wrong = every.flatten().bincount(minlength=every.numel())[group] - right
+        return start + 1 + counted(right), right.cumsum(0) - right, right, wrong
 
 
 class _Rows:

@@ -100,10 +100,6 @@ def _swapped(spellings: Iterable[str]) -> set[str]:
     return {f"--{name.replace(*pair)}" for name in names for pair in (("-", "_"), ("_", "-"))}
 
 
-def _all_spellings(entry: Flag) -> set[str]:
-    return {*entry.spellings, *_swapped(entry.spellings)}
-
-
 def _parse(
     command: str,
     description: str,
@@ -170,7 +166,7 @@ def _about_unknown(word: str, command: str, entries: Sequence[Flag]) -> str:
         meant = _meant(word, known)
         hint = f"did you mean {meant}?" if meant else "leave it out, or give its flag before it"
         return f"no flag takes the word {word}; {hint}"
-    if any(name in _all_spellings(entry) for entry in train_flags()):
+    if any(name in {*e.spellings, *_swapped(e.spellings)} for e in train_flags()):
         return f"{name} is for training, and {program(command)} does not read it; leave it out"
     return unknown_flag(name, known, {entry.dest: entry.help for entry in entries})
 
