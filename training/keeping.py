@@ -174,15 +174,11 @@ class Keeper:
         begin = f"{self.training.length.place(row['epoch'], row['step'])}  loss {loss:<7.4g}"
         speed = f"  {row['images_per_second']:.0f} img/s"
         waiting, end = f"  waiting {row['data_wait']:.0%}", f"  {human_seconds(clock.seconds)}"
-        lines = [
-            begin + found + raw + best + epoch + speed + waiting + end,
-            begin + found + raw + best + epoch + speed + end,
-            begin + found + raw + best + epoch + end,
-            begin + found + raw + best + end,
-            begin + found + best + end,
-        ]
-        room = terminal_width() or math.inf
-        return next((line for line in lines if len(line) <= room), fitted(lines[-1], "  "))
+        parts, room = [begin, found, raw, best, epoch, speed, waiting, end], terminal_width()
+        for least in (waiting, speed, epoch, raw):
+            if room is not None and len("".join(parts)) > room:
+                parts.remove(least)
+        return fitted("".join(parts), "  ")
 
     # -- interruptions, faults and the end
 
