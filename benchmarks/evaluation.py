@@ -3,8 +3,7 @@
     python benchmarks/evaluation.py                  # SOP's and CUB's shapes, medians of 3
     python benchmarks/evaluation.py --shapes cub --repeats 5
     python benchmarks/evaluation.py --shapes classes       # 10,000 images in few or many classes
-    python benchmarks/evaluation.py --shapes more-classes  # 60,000 images: an hour
-    python benchmarks/evaluation.py --quick          # a tenth of SOP, once: does it run?
+    python benchmarks/evaluation.py --shapes quick --repeats 1     # a tenth of SOP: does it run?
     python benchmarks/evaluation.py --ours           # our rows alone, in this process: seconds
 
 Synthetic embeddings (no download): classes on a sphere, with noise of varying size, so that recalls
@@ -18,17 +17,15 @@ whose package (pytorch-metric-learning, faiss-cpu) is missing says so.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -41,8 +38,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.measuring import Memory, heads, line, timed
+from benchmarks.measuring import Memory, apart, heads, line, timed
 from devices import device_name
+from flags import whole
 from metrics import clustering_metrics, nmi_f1, retrieval_metrics
 from metrics.clustering import kmeans
 
@@ -57,39 +55,26 @@ class Shape(NamedTuple):
     classes: int
     noise: float
     ks: tuple[int, ...]
-    judged: bool = False  # whether it has to meet the bars
     dimension: int = 512
     rows: tuple[str, ...] = ()  # (): all but those for other shapes
 
 
 FEW_ROWS = ("ours", "pytorch-metric-learning, faiss-cpu", "plain topk")
-CLASSES = {"2": 2, "10": 10, "100": 100, "1,000": 1000, "single": 0}
+CLASSES = {"2": 2, "10": 10, "100": 100, "1,000": 1000, "single": 10_000}
 
 
-def in_classes(images: int) -> dict[str, Shape]:
-    """Images of 64 dimensions in few large classes, in many small ones, and in one class each."""
-    return {
-        f"{images // 1000}k-{name}": Shape(
-            f"{name} classes", images, classes or images, 1.5, (1, 10), True, 64, FEW_ROWS
-        )
-        for name, classes in CLASSES.items()
-    }
-
-
+SOP = Shape("SOP", 60_502, 11_316, 1.15, (1, 10, 100, 1000))
+CUB = Shape("CUB", 5_924, 100, 2.2, (1, 2, 4, 8, 16, 32))
 SHAPES = {
-    "sop": Shape("SOP", 60_502, 11_316, 1.15, (1, 10, 100, 1000), judged=True),
-    "cub": Shape("CUB", 5_924, 100, 2.2, (1, 2, 4, 8, 16, 32)),
-    "quick": Shape("SOP / 10", 6_050, 1_132, 1.0, (1, 10, 100, 1000)),
-    **in_classes(10_000),
-    **in_classes(60_000),
-}
-GROUPS = {
-    "sop": ["sop"],
-    "cub": ["cub"],
-    "all": ["sop", "cub"],
-    "classes": list(in_classes(10_000)),
-    "more-classes": list(in_classes(60_000)),
-    "quick": ["quick"],
+    "all": (SOP, CUB),
+    "sop": (SOP,),
+    "cub": (CUB,),
+    # Few large classes, many small ones, and one for each image.
+    "classes": tuple(
+        Shape(f"{name} classes", 10_000, classes, 1.5, (1, 10), 64, FEW_ROWS)
+        for name, classes in CLASSES.items()
+    ),
+    "quick": (Shape("SOP / 10", 6_050, 1_132, 1.0, (1, 10, 100, 1000)),),
 }
 
 
@@ -239,10 +224,9 @@ ROWS = RETRIEVAL | CLUSTERING
 # One row, in a process of its own ---------------------------------------------------------------
 
 
-def run_row(name: str, data: Path, ks: tuple[int, ...], device: torch.device) -> dict:
-    """Measure one row on saved embeddings."""
-    with np.load(data) as file:
-        x, labels = (torch.from_numpy(file[key]).to(device) for key in ("x", "labels"))
+def run_row(name: str, shape: Shape, device: torch.device) -> dict[str, Any]:
+    """Measures one row of a shape's table."""
+    x, labels = (tensor.to(device) for tensor in embeddings_like(shape))
     function = ROWS[name]
     few = torch.arange(min(1000, len(x)), device=device)
     try:
@@ -251,26 +235,19 @@ def run_row(name: str, data: Path, ks: tuple[int, ...], device: torch.device) ->
         return {"missing": missing.name}
     with two_busy_processes() if name == BESIDE else nullcontext():
         memory, found = Memory(device), {}
-        taken = timed(lambda: found.update(function(x, labels, ks)), device)
+        taken = timed(lambda: found.update(function(x, labels, shape.ks)), device)
     return {"seconds": taken, "memory": memory.peak() / 1e6, **found}
 
 
-def measure(shape: Shape, repeats: int, device: str) -> dict[str, list[dict]]:
+def measure(shape: Shape, repeats: int, device: torch.device) -> dict[str, list[dict[str, Any]]]:
     """All rows of a shape in turn, `repeats` times."""
-    others = {"plain topk", ALONE, BESIDE} if device == "cuda" else {"plain topk"}
+    others = {"plain topk", ALONE, BESIDE} if device.type == "cuda" else {"plain topk"}
     rows = shape.rows or tuple(name for name in ROWS if name not in others)
-    results: dict[str, list[dict]] = {name: [] for name in rows}
-    with tempfile.TemporaryDirectory() as folder:
-        data = Path(folder) / "embeddings.npz"
-        x, labels = embeddings_like(shape)
-        np.savez(data, x=x.numpy(), labels=labels.numpy())
-        for turn in range(repeats):
-            for name in rows:
-                print(f"{shape.title} {turn + 1}/{repeats}: {name}", file=sys.stderr, flush=True)
-                command = [sys.executable, __file__, "--row", name, "--data", str(data)]
-                command += ["--device", device, "--ks", *map(str, shape.ks)]
-                answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-                results[name].append(json.loads(answer.stdout.splitlines()[-1]))
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in rows}
+    for turn in range(repeats):
+        for name in rows:
+            print(f"{shape.title} {turn + 1}/{repeats}: {name}", file=sys.stderr, flush=True)
+            results[name].append(apart(run_row, name, shape, device))
     return results
 
 
@@ -306,11 +283,11 @@ COLUMNS = (
 )
 
 
-def table(shape: Shape, results: dict[str, list[dict]], device: str) -> str:
-    """Markdown: medians and ratios to our row, recalls, and the bars with their verdicts."""
+def table(shape: Shape, results: dict[str, list[dict[str, Any]]], device: torch.device) -> str:
+    """Markdown: medians and ratios to our row, and recalls."""
     lines = [
         f"### {shape.title}: {shape.images:,} × {shape.dimension}, {shape.classes:,} classes, "
-        f"{device}",
+        f"{device.type}",
         "",
         heads(COLUMNS),
     ]
@@ -332,94 +309,31 @@ def table(shape: Shape, results: dict[str, list[dict]], device: str) -> str:
         lines.append(line((name, *cells)))
     recalls = ", ".join(f"R@{k} {results['ours'][0][f'R@{k}']:.4f}" for k in shape.ks)
     lines += ["", f"Our row's recalls: {recalls}."]
-    if shape.rows:
-        lines += ["", str(bar_of_classes(results))]
-    elif shape.judged:
-        lines += ["", *map(str, bars(results, device))]
     return "\n".join(lines)
 
 
-class Bar(NamedTuple):
-    """A figure that must not exceed a limit."""
-
-    words: str
-    figure: float
-    limit: float
-
-    def __str__(self) -> str:
-        verdict = "pass" if self.figure <= self.limit else "fail"
-        return f"- {self.words}: {self.figure:.2f}, at most {self.limit:.2f}: {verdict}"
-
-
-def bars(results: dict[str, list[dict]], device: str) -> list[Bar]:
-    """The bars that our rows must meet; those whose package is missing are left out."""
-    known = {name: runs for name, runs in results.items() if "missing" not in runs[0]}
-
-    def ratio(key: str, ours: str, other: str) -> float:
-        return median(known[ours], key) / max(1e-9, median(known[other], key))
-
-    found = []
-    if device == "cpu":
-        beside = ratio("seconds", BESIDE, ALONE)
-        found.append(Bar("ours beside two busy processes ÷ ours of one thread", beside, 2))
-    if device == "cuda":
-        found.append(Bar("seconds of our retrieval", median(known["ours"], "seconds"), 1.5))
-        found.append(Bar("seconds of our k-means", median(known["k-means: ours"], "seconds"), 10))
-    else:
-        floor = ratio("seconds", "ours", "one float32 product")
-        found.append(Bar("our retrieval ÷ one product, seconds", floor, 1.0))
-        if (peer := "pytorch-metric-learning, faiss-cpu") in known:
-            words = "our retrieval ÷ pytorch-metric-learning"
-            found.append(Bar(f"{words}, seconds", ratio("seconds", "ours", peer), 0.75))
-            found.append(Bar(f"{words}, memory", ratio("memory", "ours", peer), 1 / 3))
-    if (peer := "k-means: faiss-cpu") in known:
-        apart = ratio("inertia", "k-means: ours", peer)
-        found.append(Bar("our k-means ÷ faiss-cpu, inertia", apart, 1.01))
-    return found
-
-
-def bar_of_classes(results: dict[str, list[dict]]) -> Bar:
-    """The bar that ours is no slower than the fastest peer."""
-    known = {
-        name: median(runs, "seconds") for name, runs in results.items() if "missing" not in runs[0]
-    }
-    ours = known.pop("ours")
-    return Bar("our retrieval ÷ the fastest peer, seconds", ours / min(known.values()), 1.0)
-
-
-def median(runs: list[dict], key: str) -> float:
+def median(runs: list[dict[str, Any]], key: str) -> float:
     """Median of a column over the repeats."""
     return statistics.median(run[key] for run in runs)
 
 
 def main() -> None:
-    """Run the rows and print the table, or (--row) run one of them."""
+    """Runs the rows and prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shapes", choices=[*GROUPS], default="all")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each row; medians count")
-    parser.add_argument("--quick", action="store_true", help="a tenth of SOP, once")
+    parser.add_argument("--shapes", choices=SHAPES, default="all")
+    parser.add_argument("--repeats", type=whole(1), default=3, help="of each row; medians count")
     parser.add_argument("--ours", action="store_true", help="our rows alone, without peers")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    parser.add_argument("--row", help=argparse.SUPPRESS)
-    parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--ks", type=int, nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.repeats < 1:
-        parser.error("--repeats must be at least 1")
-    if args.device == "auto":
-        args.device = "cuda" if torch.cuda.is_available() else "cpu"
-    if args.row:
-        print(json.dumps(run_row(args.row, args.data, tuple(args.ks), torch.device(args.device))))
-        return
-    chosen = GROUPS["quick" if args.quick else args.shapes]
-    machine = device_name(torch.device(args.device))
-    print(f"{machine}; torch {torch.__version__}; Python {platform.python_version()}")
-    for key in chosen:
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(found if args.device == "auto" else args.device)
+    print(f"{device_name(device)}; torch {torch.__version__}; Python {platform.python_version()}")
+    for shape in SHAPES[args.shapes]:
         if args.ours:
-            print_ours(SHAPES[key], args.repeats, torch.device(args.device))
+            print_ours(shape, args.repeats, device)
             continue
-        results = measure(SHAPES[key], 1 if args.quick else args.repeats, args.device)
-        print(f"\n{table(SHAPES[key], results, args.device)}", flush=True)
+        results = measure(shape, args.repeats, device)
+        print(f"\n{table(shape, results, device)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import losses
 from benchmarks import formulas
 from benchmarks.formulas import Batch, make_batch
-from benchmarks.measuring import Memory, heads, line, timed
+from benchmarks.measuring import Memory, heads, in_turn, line, timed
 
 # --- the rows -------------------------------------------------------------------------------------
 
@@ -90,6 +90,16 @@ def disentangling(classes: int, size: int) -> nn.Module:
     return losses.DisentanglingLoss(losses.ProxyAnchorLoss(classes, size), 1.0, 0.1, 1e-5)
 
 
+def sphere(*_: int) -> nn.Module:
+    """SEC's constraint."""
+    return losses.SphericalConstraint()
+
+
+def orthogonality(*_: int) -> nn.Module:
+    """Divide and conquer's term for its masks."""
+    return losses.MaskOrthogonality()
+
+
 def named(name: str, **options: Any) -> Callable[[int, int], nn.Module]:
     """Our loss of this name, with options."""
     return functools.partial(losses.build, name, **options)
@@ -105,19 +115,8 @@ CASES = (
     Case("semihtriplet", formulas.semihard, "Triplet"),
     Case("n-npair", formulas.n_pair, "pml:NPairsLoss"),
     Case("ms", formulas.multi_similarity, "MS"),
-    Case(
-        "MarginLoss",
-        formulas.margin,
-        None,
-        lambda b: (*unit_inputs(b), formulas.every_triplet(b.labels)),
-    ),
-    Case(
-        "SEC",
-        formulas.sphere,
-        None,
-        lambda b: (b.embeddings,),
-        lambda *_: losses.SphericalConstraint(),
-    ),
+    Case("MarginLoss", formulas.margin, None, mined_inputs),
+    Case("SEC", formulas.sphere, None, lambda b: (b.embeddings,), sphere),
     Case("Sph", formulas.sphere_pairs),
     Case("Hyp", formulas.hyperbolic_pairs),
     Case("RecallAtK", formulas.recall, None, unit_inputs),
@@ -131,9 +130,7 @@ CASES = (
     by_class("HIST", formulas.hypergraph, most=1000),
     by_class("HIER", formulas.hierarchy),
     by_class("PFML", formulas.field, most=1000),
-    Case(
-        "masks", formulas.masks, None, lambda b: (b.masks,), lambda *_: losses.MaskOrthogonality()
-    ),
+    Case("masks", formulas.masks, None, lambda b: (b.masks,), orthogonality),
 )
 
 
@@ -237,10 +234,8 @@ def measure(case: Case, classes: int, args: argparse.Namespace) -> str:
 
     counts = {} if args.alone else {kind: operators(step, clear) for kind, step in steps.items()}
     memory = {kind: peak_mebibytes(step, clear, args.device) for kind, step in steps.items()}
-    times: dict[str, list[float]] = {kind: [] for kind in steps}
-    for _ in range(args.repeats):
-        for kind, step in steps.items():
-            times[kind].append(duration(step, clear, args.device))
+    works = {kind: functools.partial(duration, s, clear, args.device) for kind, s in steps.items()}
+    times = in_turn(works, args.repeats)
     medians = {kind: statistics.median(values) for kind, values in times.items()}
     fastest = {kind: min(values) for kind, values in times.items()}
     cells = [case.name, f"{classes:,}" if case.by_class else "any"]

@@ -1,15 +1,35 @@
-"""Helpers of benchmarks: seconds, memory, the results of a run, and the lines of a table."""
+"""Helpers of benchmarks: seconds, memory, processes, the results of a run, lines of a table."""
 
 from __future__ import annotations
 
 import csv
 import ctypes
 import json
+import multiprocessing
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+
+Found = TypeVar("Found")
+
+
+def apart(work: Callable[..., Found], *given: object) -> Found:
+    """The result of a call in a new process, which starts without this one's memory and threads."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *given).result()
+
+
+def in_turn(works: dict[str, Callable[[], Found]], repeats: int) -> dict[str, list[Found]]:
+    """Name → results. The works take turns, so that changes of the machine's speed affect all."""
+    found: dict[str, list[Found]] = {name: [] for name in works}
+    for _ in range(repeats):
+        for name, work in works.items():
+            found[name].append(work())
+    return found
 
 
 def wait(device: torch.device | str) -> None:

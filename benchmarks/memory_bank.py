@@ -14,6 +14,7 @@ import argparse
 import statistics
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,7 +26,7 @@ from torch import Tensor
 
 import losses
 from benchmarks.losses import duration, peak_mebibytes
-from benchmarks.measuring import heads, line
+from benchmarks.measuring import heads, in_turn, line
 
 PER_CLASS = 4
 LOSSES: dict[str, Callable[[], torch.nn.Module] | None] = {
@@ -81,10 +82,8 @@ def main() -> None:
         for size in args.sizes:
             steps = steps_of(name, size, args)
             memory = {k: peak_mebibytes(step, _nothing, args.device) for k, step in steps.items()}
-            times = {kind: [] for kind in steps}
-            for _ in range(args.repeats):
-                for kind, step in steps.items():
-                    times[kind].append(duration(step, _nothing, args.device))
+            works = {k: partial(duration, s, _nothing, args.device) for k, s in steps.items()}
+            times = in_turn(works, args.repeats)
             cells = [name, f"{size:,}"]
             for values, form in ((_medians(times), "{:.1f}"), (memory, "{:.0f}")):
                 cells += [

@@ -11,7 +11,6 @@ is not tried with larger batches.
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from pathlib import Path
 
@@ -21,7 +20,7 @@ import torch
 
 import losses
 import net
-from benchmarks.measuring import Memory, heads, line, timed
+from benchmarks.measuring import Memory, apart, heads, line, timed
 
 CLASSES = 100
 
@@ -50,11 +49,7 @@ def main() -> None:
     parser.add_argument("--micro-batch", type=int, default=64)
     parser.add_argument("--batches", type=int, nargs="+", default=[256, 1024, 4096])
     parser.add_argument("--limit", type=float, default=4.0)
-    parser.add_argument("--one", type=int, nargs=2, metavar=("BATCH", "PIECES"))
     args = parser.parse_args()
-    if args.one:
-        print(*step(args, *args.one))
-        return
     print(heads(("batch", "at once, GiB", "seconds", "in pieces, GiB", "seconds")))
     fits = True
     for batch in args.batches:
@@ -63,9 +58,7 @@ def main() -> None:
             if pieces == 1 and not fits:
                 cells += ["–", "–"]
                 continue
-            command = [sys.executable, __file__, *sys.argv[1:], "--one", str(batch), str(pieces)]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            peak, taken = map(float, done.stdout.split())
+            peak, taken = apart(step, args, batch, pieces)
             cells += [f"{peak:.2f}", f"{taken:.1f}"]
             if pieces == 1:
                 fits = 4 * peak < args.limit

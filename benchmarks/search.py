@@ -14,15 +14,12 @@ folder (--folder) needs 2 to 4 kB per vector, and is used again by the next call
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -34,6 +31,7 @@ door.settle_threads(os.environ)
 import numpy as np
 import torch
 
+from benchmarks.measuring import apart, status
 from index import Index, codes, graph, journal, making
 from index.entries import entry_arrays
 from options import searching
@@ -113,29 +111,25 @@ def _arrays(
 
 Search = Callable[[np.ndarray], np.ndarray]
 """Queries (Q, d) → (Q, 10) numbers of vectors."""
+Facts = dict[str, float]
+"""Name of a column → its number."""
 
 
-def ours(folder: Path, kind: str, _: argparse.Namespace) -> tuple[Search, dict[str, Any]]:
+def ours(folder: Path, kind: str, threads: int) -> tuple[Search, Facts]:
     """A search of one of our indexes."""
     path = folder / f"{'none' if kind in ('exact', 'graph') else kind}.index"
-    facts: dict[str, Any] = {}
-    if kind == "graph":
-        if not searching.graph_of(path).exists():
-            facts["build_seconds"] = making.approximate(path)
-        facts["file_mb"] = searching.graph_of(path).stat().st_size / 1e6
+    facts: Facts = {}
+    if kind == "graph" and not searching.graph_of(path).exists():
+        facts["build_seconds"] = making.approximate(path)
     index = Index.open(path, exact=kind == "exact")
-    if index.codes != "none":
-        held = [segment.record.arrays["codes"].nbytes for segment in index.segments]
-        facts["codes_mb"] = sum(held) / 1e6
-    facts["vectors_mb"] = len(index) * index.size * 4 / 1e6
     return lambda queries: index.search(queries, TOP).rows, facts
 
 
-def faiss_index(folder: Path, kind: str, args: argparse.Namespace) -> tuple[Search, dict[str, Any]]:
+def faiss_index(folder: Path, kind: str, threads: int) -> tuple[Search, Facts]:
     """A search by faiss: all vectors, a graph of them, or cells."""
     import faiss
 
-    faiss.omp_set_num_threads(args.threads)
+    faiss.omp_set_num_threads(threads)
     vectors = np.load(folder / "vectors.npy", mmap_mode="r")
     size, inner = vectors.shape[1], faiss.METRIC_INNER_PRODUCT
     began = time.perf_counter()
@@ -156,7 +150,7 @@ def faiss_index(folder: Path, kind: str, args: argparse.Namespace) -> tuple[Sear
     return lambda queries: found.search(queries, TOP)[1], facts
 
 
-def usearch_index(folder: Path, _: str, args: argparse.Namespace) -> tuple[Search, dict[str, Any]]:
+def usearch_index(folder: Path, _: str, threads: int) -> tuple[Search, Facts]:
     """usearch by itself, with the settings of our graph, without exact scores."""
     from usearch.index import Index as Usearch
 
@@ -172,29 +166,27 @@ def usearch_index(folder: Path, _: str, args: argparse.Namespace) -> tuple[Searc
     began = time.perf_counter()
     for start in range(0, len(vectors), 1 << 16):
         part = np.array(vectors[start : start + (1 << 16)])
-        found.add(np.arange(start, start + len(part)), part, threads=args.threads)
+        found.add(np.arange(start, start + len(part)), part, threads=threads)
     facts = {"build_seconds": time.perf_counter() - began}
 
     def search(queries: np.ndarray) -> np.ndarray:
-        return found.search(queries, TOP, threads=args.threads).keys.reshape(len(queries), -1)
+        return found.search(queries, TOP, threads=threads).keys.reshape(len(queries), -1)
 
     return search, facts
 
 
-def measure(kind: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Time, memory and correctness of one kind of search."""
-    folder = Path(args.folder)
+def measure(kind: str, folder: Path, threads: int, single: int) -> Facts:
+    """Time, memory and correctness of one kind of search; `single` queries are asked one by one."""
+    torch.set_num_threads(threads)
     queries = np.load(folder / "queries.npy")
     clusters = np.load(folder / "clusters.npz")
-    before = _memory()
+    before = status("VmHWM")
     make = faiss_index if "faiss" in kind else usearch_index if kind == "usearch" else ours
-    began = time.perf_counter()
-    search, facts = make(folder, kind, args)
-    found = search(queries[:BATCH])  # the first call reads the files
-    facts["first_seconds"] = time.perf_counter() - began
-    facts["memory_mb"] = _memory() - before
+    search, facts = make(folder, kind, threads)
+    search(queries[:BATCH])  # the first call reads the files
+    facts["memory_mb"] = (status("VmHWM") - before) / 1e6
     times = []
-    for query in queries[: args.single]:
+    for query in queries[:single]:
         start = time.perf_counter()
         search(query[None])
         times.append(time.perf_counter() - start)
@@ -203,10 +195,7 @@ def measure(kind: str, args: argparse.Namespace) -> dict[str, Any]:
         [search(queries[first : first + BATCH]) for first in range(0, QUERIES, BATCH)]
     )
     facts["batch_ms"] = (time.perf_counter() - start) / QUERIES * 1e3
-    facts["single_ms"], facts["single_p95_ms"] = (
-        np.median(times) * 1e3,
-        np.quantile(times, 0.95) * 1e3,
-    )
+    facts["single_ms"] = float(np.median(times)) * 1e3
     facts["R@1"] = float((clusters["own"][found[:, 0]] == clusters["asked"]).mean())
     if kind == "exact":
         np.save(folder / "exact.npy", found)
@@ -214,14 +203,7 @@ def measure(kind: str, args: argparse.Namespace) -> dict[str, Any]:
         wanted = np.load(folder / "exact.npy")
         pairs = zip(found.tolist(), wanted.tolist(), strict=True)
         facts["agreement"] = float(np.mean([len(set(a) & set(b)) / TOP for a, b in pairs]))
-    return {"kind": kind, **{name: float(value) for name, value in facts.items()}}
-
-
-def _memory() -> float:
-    """The peak memory of this process in MB, with mapped files."""
-    # Not getrusage's, which starts with the memory of the parent process.
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1e3
+    return facts
 
 
 # --- the command ----------------------------------------------------------------------------------
@@ -238,32 +220,22 @@ COLUMNS = {
 
 def main(args: argparse.Namespace) -> None:
     """Measures every kind in a process of its own, and prints a table."""
-    torch.set_num_threads(args.threads)
-    if args.part:
-        print(json.dumps(measure(args.part, args)))
-        return
     folder = Path(args.folder or f"logs/search-{args.size}x{args.numbers}")
     prepare(folder, args.size, args.numbers)
     print(
         f"{args.size:,} x {args.numbers}, {args.threads} thread(s), load {os.getloadavg()[0]:.1f}"
     )
     print(f"{'':12}" + "".join(f"{title:>12}" for title, _ in COLUMNS.values()), flush=True)
-    rows = []
     for kind in args.only or KINDS:
-        words = [sys.executable, __file__, "--part", kind, "--folder", str(folder)]
-        words += ["--threads", str(args.threads), "--single", str(args.single)]
-        made = subprocess.run(words, capture_output=True, text=True, check=False)
-        if made.returncode:
-            said = made.stderr.strip().splitlines()[-1:] or ["nothing was said"]
-            raise InputError(f"{kind} ended with status {made.returncode}: {said[0]}")
-        rows.append(json.loads(made.stdout.splitlines()[-1]))
+        try:
+            facts = apart(measure, kind, folder, args.threads, args.single)
+        except ModuleNotFoundError as missing:
+            raise InputError(f"{kind} needs the package {missing.name}") from None
         cells = (
-            form.format(rows[-1][name]) if name in rows[-1] else "-"
+            form.format(facts[name]) if name in facts else "-"
             for name, (_, form) in COLUMNS.items()
         )
         print(f"{kind:12}" + "".join(f"{cell:>12}" for cell in cells), flush=True)
-    if args.json:
-        Path(args.json).write_text(json.dumps(rows, indent=2) + "\n")
 
 
 if __name__ == "__main__":
@@ -274,7 +246,5 @@ if __name__ == "__main__":
     parser.add_argument("--single", type=int, default=50, help="queries that are asked one by one")
     parser.add_argument("--only", nargs="+", choices=KINDS)
     parser.add_argument("--folder", help="where vectors and indexes are kept")
-    parser.add_argument("--json", metavar="FILE")
-    parser.add_argument("--part", choices=KINDS, help=argparse.SUPPRESS)
     with sentence_errors():
         main(parser.parse_args())

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +25,7 @@ import torch
 from torch import Tensor
 
 import metrics
-from benchmarks.measuring import Memory, timed
+from benchmarks.measuring import Memory, apart, timed
 from evaluation.verifying import recommended
 from metrics.expansion import expanded
 from metrics.reranking import Reranking
@@ -61,13 +60,13 @@ ROWS: dict[str, Callable[[Tensor, Tensor], object]] = {
 }
 
 
-def measure(row: str, images: int, classes: int) -> None:
-    """Prints a row, measured in this process."""
+def measure(row: str, images: int, classes: int) -> str:
+    """A line of the table, measured in this process."""
     ROWS[row](*embeddings(600, 100))  # a first call loads modules and kernels
     x, labels = embeddings(images, classes)
     memory = Memory("cpu")
     taken = timed(lambda: ROWS[row](x, labels), "cpu")
-    print(f"{row:26} {taken:8.1f} s {memory.peak() / 2**20:8.0f} MiB", flush=True)
+    return f"{row:26} {taken:8.1f} s {memory.peak() / 2**20:8.0f} MiB"
 
 
 def main() -> None:
@@ -75,15 +74,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--images", type=int, default=60_502)
     parser.add_argument("--classes", type=int, default=11_316)
-    parser.add_argument("--row", choices=ROWS, help="this one alone, in this process")
     args = parser.parse_args()
-    if args.row:
-        measure(args.row, args.images, args.classes)
-        return
     print(f"{args.images:,} images, {args.classes:,} classes, {torch.get_num_threads()} threads")
     for row in ROWS:
-        words = [f"--images={args.images}", f"--classes={args.classes}", "--row", row]
-        subprocess.run([sys.executable, __file__, *words], check=True)
+        print(apart(measure, row, args.images, args.classes), flush=True)
 
 
 if __name__ == "__main__":
