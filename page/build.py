@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from page import about, curves, results
-from page.document import as_text, bullets, document, facts, folded, navigation, section
+from page.document import Part, as_text, bullets, document, facts, folded, navigation
 from page.document import command as as_command
 from page.explained import Explained
 from page.summary import summary
@@ -31,39 +31,11 @@ def thumbnails(runs: int) -> Thumbnails:
 
 def build(runs: Sequence[Explained], thumbs: Thumbnails) -> str:
     """The HTML of one run or several."""
-    title = about.title(runs)
-    methods, compared = any(run.sections for run in runs), any(run.pairs for run in runs)
-    parts = [
-        section("short", "In short", _short(runs)),
-        section("results", "Results", results.table(runs), results.caption(runs)),
-        section("setup", "What was run", "".join(_setup(run, len(runs) > 1) for run in runs)),
-        section("curves", "Curves", _drawn("curves"), about.of_curves(runs)),
-        _choice(runs),
-        section(
-            "galleries",
-            "Queries and their nearest images",
-            _drawn("galleries"),
-            about.of_galleries(runs),
-        ),
-        section(
-            "confusions",
-            "Which classes it confuses",
-            _drawn("confusions"),
-            about.of_confusions(runs),
-        ),
-        section("pairs", "Two images: one class or two", _drawn("pairs"), about.of_pairs())
-        if compared
-        else "",
-        _drawn("methods") if methods else "",
-        section(
-            "map",
-            "Map of the embedding",
-            _drawn("map"),
-            about.of_map(runs),
-        ),
-    ]
-    body = _head(title, runs) + _navigation(methods, compared)
-    body += f"<main>{''.join(parts)}</main><footer>{as_text(about.made_by(runs))}</footer>"
+    title, parts = about.title(runs), _parts(runs)
+    content = "".join(part.html() for part in parts)
+    footer = as_text(about.made_by(runs))
+    body = _head(title, runs) + navigation(parts)
+    body += f"<main>{content}</main><footer>{footer}</footer>"
     data = {
         "runs": [_run_data(run) for run in runs],
         "groups": curves.groups([run.record for run in runs]),
@@ -71,7 +43,33 @@ def build(runs: Sequence[Explained], thumbs: Thumbnails) -> str:
     return document(title, body, {**data, "images": thumbs.encode(), "files": thumbs.names()})
 
 
-def _drawn(name: str) -> str:
+def _parts(runs: Sequence[Explained]) -> list[Part]:
+    """The parts, in order."""
+    setup = "".join(_setup(run, len(runs) > 1) for run in runs)
+    parts = [
+        Part("short", "In short", _short(runs)),
+        Part("results", "Results", results.table(runs), results.caption(runs)),
+        Part("setup", "What was run", setup),
+        _drawn("curves", "Curves", about.of_curves(runs)),
+        Part("choose", "", _choice(runs), link=""),
+        _drawn(
+            "galleries", "Queries and their nearest images", about.of_galleries(runs), "Queries"
+        ),
+        _drawn("confusions", "Which classes it confuses", about.of_confusions(runs), "Confusions"),
+    ]
+    if any(run.pairs for run in runs):
+        parts.append(_drawn("pairs", "Two images: one class or two", about.of_pairs(), "Pairs"))
+    if any(run.sections for run in runs):
+        parts.append(Part("methods-here", "", _place("methods"), link="Method"))
+    return [*parts, _drawn("map", "Map of the embedding", about.of_map(runs), "Map")]
+
+
+def _drawn(anchor: str, title: str, words: str, link: str | None = None) -> Part:
+    """A part that page.js draws."""
+    return Part(anchor, title, _place(anchor), words, link)
+
+
+def _place(name: str) -> str:
     """The element that page.js fills."""
     return f'<div id="{name}-here"></div>'
 
@@ -96,17 +94,6 @@ def _switches(runs: Sequence[Explained]) -> str:
         for i, run in enumerate(runs)
     ]
     return f'<div class="runs">{"".join(buttons)}</div>'
-
-
-def _navigation(methods: bool, compared: bool) -> str:
-    links = [
-        *(("short", "In short"), ("results", "Results"), ("setup", "What was run")),
-        *(("curves", "Curves"), ("galleries", "Queries"), ("confusions", "Confusions")),
-        *((("pairs", "Pairs"),) if compared else ()),
-        *((("methods-here", "Method"),) if methods else ()),
-        ("map", "Map"),
-    ]
-    return navigation(links)
 
 
 def _choice(runs: Sequence[Explained]) -> str:

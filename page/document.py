@@ -14,7 +14,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from terminal import printable_lines
 
@@ -88,9 +88,33 @@ def facts(pairs: Iterable[tuple[str, object]]) -> str:
     return f'<dl class="facts">{"".join(found)}</dl>'
 
 
-def navigation(links: Iterable[tuple[str, str]]) -> str:
-    """Links to the parts of the page, from (anchor, words), and the switch of its colours."""
-    anchors = "".join(f'<a href="#{name}">{words}</a>' for name, words in links)
+class Part(NamedTuple):
+    """A part of the page.
+
+    Attributes:
+        content: HTML. about: a text about it.
+        link: its name in the navigation; None: the title; "": it is not there.
+    """
+
+    anchor: str
+    title: str
+    content: str
+    about: str = ""
+    link: str | None = None
+
+    def html(self) -> str:
+        """The part with its title; without a title, its content alone."""
+        if not self.title:
+            return self.content
+        about = f'<p class="about">{as_text(self.about)}</p>' if self.about else ""
+        title = f"<h2>{as_text(self.title)}</h2>"
+        return f'<section id="{as_text(self.anchor)}">{title}{about}{self.content}</section>'
+
+
+def navigation(parts: Iterable[Part]) -> str:
+    """Links to the parts of the page, and the switch of its colours."""
+    links = ((part.anchor, part.title if part.link is None else part.link) for part in parts)
+    anchors = "".join(f'<a href="#{anchor}">{words}</a>' for anchor, words in links if words)
     switch = "<button data-theme-switch>light / dark</button>"
     return f'<nav><div><span class="links">{anchors}</span>{switch}</div></nav>'
 
@@ -156,12 +180,6 @@ def warnings(sentences: Iterable[str]) -> str:
 def folded(title: str, content: str) -> str:
     """HTML that is shown when its title is clicked."""
     return f"<details><summary>{as_text(title)}</summary>{content}</details>"
-
-
-def section(name: str, title: str, content: str, about: str = "") -> str:
-    """A part of the page: its anchor, title, HTML, and a text about it."""
-    words = f'<p class="about">{as_text(about)}</p>' if about else ""
-    return f'<section id="{as_text(name)}"><h2>{as_text(title)}</h2>{words}{content}</section>'
 
 
 def percent(value: float) -> str:

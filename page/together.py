@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from evaluation import meanings, tables
 from page import plots
 from page.document import (
+    Part,
     as_text,
     breakable,
     column,
     document,
     named,
     navigation,
-    section,
     table,
     warnings,
 )
@@ -40,17 +40,17 @@ def page(lines: Sequence[Line], folder: str) -> str:
     head = (
         f"<header><h1>Runs in {as_text(folder)}</h1>"
         f'<p class="lead">{", ".join(counts)}</p></header>'
-        f"{navigation((name, title) for name, title, *_ in parts)}"
+        f"{navigation(parts)}"
     )
     meaning = meanings.in_words(tables.columns(rows(lines)))
     note = f'<p class="note">{as_text(meaning)}</p>'
-    sections = "".join(section(*part) for part in parts)
+    sections = "".join(part.html() for part in parts)
     body = f'{head}<main class="wide">{plots.STYLE}{sections}{note}</main>'
     return document(f"Runs in {folder}", body, {})
 
 
-def _parts(groups: Sequence[Line], single: Sequence[Line]) -> list[tuple[str, str, str, str]]:
-    """The arguments of `section` for each part that has content."""
+def _parts(groups: Sequence[Line], single: Sequence[Line]) -> list[Part]:
+    """The parts that have content."""
     parts = []
     if groups:
         charts = "".join(_seeds(groups, single, name) for name in CHARTED)
@@ -58,16 +58,16 @@ def _parts(groups: Sequence[Line], single: Sequence[Line]) -> list[tuple[str, st
         about = (
             "Runs that differ only in the seed: mean ± half of its 95 % interval over the seeds."
         )
-        parts.append(("seeds", "Over seeds", content, about))
+        parts.append(Part("seeds", "Over seeds", content, about))
     if single:
         about = (
             "The best checkpoint of each, in percent; in small print the last evaluation. Click on "
             "a column's head to sort."
         )
-        parts.append(("runs", "Runs", _table(single) + warnings(doubts(single)), about))
+        parts.append(Part("runs", "Runs", _table(single) + warnings(doubts(single)), about))
     if charts := _options(single):
         about = "R@1 against the options in which runs of one method differ; each dot is a run."
-        parts.append(("options", "Options", charts, about))
+        parts.append(Part("options", "Options", charts, about))
     return parts
 
 

@@ -8,17 +8,7 @@ from collections.abc import Sequence
 from evaluation import tables as evaluation_tables
 from metrics.comparison import Difference, Test, few_classes
 from page import plots
-from page.document import (
-    as_text,
-    bullets,
-    cell,
-    document,
-    facts,
-    folded,
-    navigation,
-    section,
-    table,
-)
+from page.document import Part, as_text, bullets, cell, document, facts, folded, navigation, table
 from page.plots import Bar, Point
 from studies import tables
 from studies.ledger import STARTUP
@@ -31,20 +21,6 @@ SURE = 0.05
 def page(results: Results) -> str:
     """The page's HTML."""
     plan = results.plan
-    parts = [section("answer", "What came out", bullets(conclusions(results)))]
-    if results.with_runs:
-        parts.append(section("methods", "Test classes", _means(results), _means_about(results)))
-    if results.tests:
-        parts.append(section("tests", "Differences", _tests(results), _tests_about(results)))
-    parts.append(section("search", "The search", _search(results), _search_about(results)))
-    heads, lines = tables.gains(results)
-    if lines:
-        shown = _plain_table(["method", *(tables.GAINS[head] for head in heads)], lines)
-        words = {"best epoch": "best epochs", "concatenated": "ensembles"}
-        title = join_words([words[head] for head in heads if head in words], "and").capitalize()
-        parts.append(section("beside", title, shown, f"{tables.gains_about(heads)}."))
-    if failed := tables.failures(results):
-        parts.append(section("failed", "Failed", bullets(failed[1:])))
     seconds = sum(f.search_seconds + sum(f.seconds.values()) for f in results.methods)
     about = facts(
         [
@@ -57,15 +33,29 @@ def page(results: Results) -> str:
         ]
     )
     head = f"<header><h1>Study: {as_text(plan.name)}</h1>{about}</header>"
-    head += navigation(_links(results))
-    return document(f"Study {plan.name}", f"{head}<main>{plots.STYLE}{''.join(parts)}</main>", {})
+    parts = _parts(results)
+    content = "".join(part.html() for part in parts)
+    body = f"{head}{navigation(parts)}<main>{plots.STYLE}{content}</main>"
+    return document(f"Study {plan.name}", body, {})
 
 
-def _links(results: Results) -> list[tuple[str, str]]:
-    found = [("answer", "What came out")]
-    found += [("methods", "Test classes")] if results.with_runs else []
-    found += [("tests", "Differences")] if results.tests else []
-    return [*found, ("search", "The search")]
+def _parts(results: Results) -> list[Part]:
+    """The parts that have content."""
+    parts = [Part("answer", "What came out", bullets(conclusions(results)))]
+    if results.with_runs:
+        parts.append(Part("methods", "Test classes", _means(results), _means_about(results)))
+    if results.tests:
+        parts.append(Part("tests", "Differences", _tests(results), _tests_about(results)))
+    parts.append(Part("search", "The search", _search(results), _search_about(results)))
+    heads, lines = tables.gains(results)
+    if lines:
+        shown = _plain_table(["method", *(tables.GAINS[head] for head in heads)], lines)
+        words = {"best epoch": "best epochs", "concatenated": "ensembles"}
+        title = join_words([words[head] for head in heads if head in words], "and").capitalize()
+        parts.append(Part("beside", title, shown, f"{tables.gains_about(heads)}.", link=""))
+    if failed := tables.failures(results):
+        parts.append(Part("failed", "Failed", bullets(failed[1:]), link=""))
+    return parts
 
 
 # --- sentences ------------------------------------------------------------------------------------
