@@ -105,19 +105,11 @@ def _whole_classes(labels: np.ndarray, seed: int) -> np.ndarray:
     """Images of random classes, a dozen of each, until the map is full; ascending."""
     rng = np.random.default_rng(seed)
     chosen: list[int] = []
-    members = _members(labels)
     for label in rng.permutation(np.unique(labels)):
         if len(chosen) >= MOST_IMAGES:
             break
-        own = members[int(label)]
-        chosen += rng.permutation(own)[:MOST_PER_CLASS].tolist()
+        chosen += rng.permutation(np.flatnonzero(labels == label))[:MOST_PER_CLASS].tolist()
     return np.sort(np.array(chosen[:MOST_IMAGES]))
-
-
-def _members(labels: np.ndarray) -> dict[int, np.ndarray]:
-    order = np.argsort(labels, kind="stable")
-    values, starts = np.unique(labels[order], return_index=True)
-    return dict(zip(values.tolist(), np.split(order, starts[1:]), strict=True))
 
 
 # --- their places ---------------------------------------------------------------------------------

@@ -76,11 +76,6 @@ class Record:
         return methods.title(self.options)
 
     @property
-    def best_checkpoint(self) -> Path | None:
-        """The file with the best weights; None before the first evaluation."""
-        return self.folder.best_checkpoint()
-
-    @property
     def evaluated(self) -> list[Numbers]:
         """The rows with an evaluation."""
         return [row for row in self.rows if "R@1" in row]
@@ -90,8 +85,12 @@ class Record:
         """The epoch of the best checkpoint."""
         if "best_epoch" in self.outcome:
             return int(self.outcome["best_epoch"])
-        best = max(self.evaluated, key=lambda row: row["R@1"], default=None)
-        return None if best is None else int(best["epoch"])
+        return None if self._best is None else int(self._best["epoch"])
+
+    @property
+    def _best(self) -> Numbers | None:
+        """The row of the best evaluation so far."""
+        return max(self.evaluated, key=lambda row: row["R@1"], default=None)
 
     @property
     def results(self) -> dict[str, Numbers]:
@@ -99,10 +98,9 @@ class Record:
         if self.outcome:
             results = self.outcome["results"]
             return {title: _defined(numbers) for title, numbers in results.items()}
-        best = max(self.evaluated, key=lambda row: row["R@1"], default=None)
         title = str(self.args.get("dataset", "evaluation"))
         title = meanings.VALIDATION if self.holds_out else title
-        return {} if best is None else {title: metrics_in(best)}
+        return {} if self._best is None else {title: metrics_in(self._best)}
 
     @property
     def holds_out(self) -> bool:

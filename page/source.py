@@ -86,7 +86,7 @@ def open_best(record: Record, gpu_id: int) -> Source:
     Raises:
         InputError: there is no checkpoint yet, or the data are not here.
     """
-    path = record.best_checkpoint
+    path = record.folder.best_checkpoint()
     if path is None:
         raise InputError(f"{record.name} has no best checkpoint yet, so nothing was embedded")
     if record.options.no_test:
@@ -140,24 +140,17 @@ def _exported(task: Task, path: Path, network: net.EmbeddingNet) -> Embedded:
         if images is None:
             continue
         if not np.array_equal(content.get(f"{prefix}labels"), images.labels):
-            raise InputError(
-                f"--embeddings {path} is not of this run's evaluation ({task.title}): the labels "
-                f"differ; make it with {program('evaluate')} --export"
-            )
+            why = f"is not of this run's evaluation ({task.title}): the labels differ"
+            raise _refusal(path, why)
         for name in ("embeddings", "uncertainty"):
             found[prefix + name] = _vectors(content, prefix + name, len(images), path)
     if found["embeddings"] is None or (task.gallery and found["gallery_embeddings"] is None):
-        raise InputError(
-            f"--embeddings {path} holds no embeddings of all images; make it with "
-            f"{program('evaluate')} --export"
-        )
+        raise _refusal(path, "holds no embeddings of all images")
     for vectors in (found["embeddings"], found.get("gallery_embeddings")):
         if vectors is not None and vectors.shape[1] != size:
-            raise InputError(
-                f"--embeddings {path} holds embeddings of {vectors.shape[1]} numbers, and the "
-                f"run's have {size}; make it with {program('evaluate')} --export, of the run's "
-                "best checkpoint and without --dims and --whiten"
-            )
+            why = f"holds embeddings of {vectors.shape[1]} numbers, and the run's have {size}"
+            how = ", of the run's best checkpoint and without --dims and --whiten"
+            raise _refusal(path, why, how)
     _check_network(content, network, path)
     return Embedded(
         task,
@@ -180,11 +173,18 @@ def _check_network(
             program("evaluate"),
         )
     elif str(made_by) != fingerprint_of(network):
-        raise InputError(
-            f"--embeddings {path} was made by another network than the run's best checkpoint, or "
-            f"from other pixels; make it with {program('evaluate')} --export, of that checkpoint "
-            "and without flags that change it or its images, such as --pooling and --image-size"
+        raise _refusal(
+            path,
+            "was made by another network than the run's best checkpoint, or from other pixels",
+            ", of that checkpoint and without flags that change it or its images, such as "
+            "--pooling and --image-size",
         )
+
+
+def _refusal(path: Path, why: str, how: str = "") -> InputError:
+    return InputError(
+        f"--embeddings {path} {why}; make it with {program('evaluate')} --export{how}"
+    )
 
 
 def _of_export(content: Mapping[str, np.ndarray], prefix: str, images: ImageSet) -> ImageSet:
