@@ -231,7 +231,9 @@ class Ledger:
                 if self._take(claim_of(work)):
                     # Another worker may have finished it just before.
                     if self._is_open(work):
-                        return self._begun(work)
+                        if work.kind == "trial":
+                            self._draw(work)  # now, to use all finished trials
+                        return work
                     self.release(claim_of(work))
         return None
 
@@ -261,12 +263,6 @@ class Ledger:
         if work.kind == "seed":
             return not self.is_judged(work.entrant, work.number)
         return not self.result_file(work.entrant, work.name).is_file()
-
-    def _begun(self, work: Work) -> Work:
-        """The work, after drawing the values of a new trial: now, to use all finished trials."""
-        if work.kind == "trial":
-            self._draw(work)
-        return work
 
     # -- trials
 

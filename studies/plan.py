@@ -168,90 +168,89 @@ def of(content: Mapping[str, Any], *, default_name: str, source: str) -> Plan:
     """The plan that the entries of a file, or of a command line, describe.
 
     Raises:
-        InputError: an entry is unknown, of the wrong kind, or impossible.
+        InputError: an entry is unknown, of the wrong kind, or impossible; its sentence begins with
+            `source`.
     """
-    _check_entries(content, source)
+    try:
+        return _plan(content, default_name)
+    except InputError as error:
+        raise type(error)(f"{source}: {error}") from error
+
+
+def _plan(content: Mapping[str, Any], default_name: str) -> Plan:
+    _check_entries(content)
     name = content.get("name", default_name)
     if Path(name).name in ("", ".."):
-        raise InputError(f"{source}: name = {name!r} is not a folder's name; give another")
-    shared = words(content.get("flags", ""), source)
+        raise InputError(f"name = {name!r} is not a folder's name; give another")
+    shared = words(content.get("flags", ""))
     flags = {
-        name: _joined(shared, words(own, source))
-        for name, own in _methods(content["methods"], source).items()
+        name: _joined(shared, words(own)) for name, own in _methods(content["methods"]).items()
     }
-    chosen = {name: parsed(own, f"{source}: {name}") for name, own in flags.items()}
-    _check_alike(chosen, source)
-    found = {n: _entrant(n, own, chosen[n], content, source) for n, own in flags.items()}
-    _check_read(content, found.values(), source)
-    entrants = _without_fixed(found, content, source)
-    _check_folders(entrants, source)
+    chosen = {name: parsed(own, name) for name, own in flags.items()}
+    _check_alike(chosen)
+    found = {n: _entrant(n, own, chosen[n], content) for n, own in flags.items()}
+    _check_read(content, found.values())
+    entrants = _without_fixed(found, content)
+    _check_folders(entrants)
     given = ("folds", "trials", "seeds", "metric", "prune")
     return Plan(
         name,
         tuple(entrants),
         logs=expanded(content.get("logs", "logs")),
-        compare=_pairs(content, [one.name for one in entrants], source),
+        compare=_pairs(content, [one.name for one in entrants]),
         dataset=next(iter(chosen.values())).dataset,
         **{entry: content[entry] for entry in given if entry in content},
     )
 
 
-def _check_entries(content: Mapping[str, Any], source: str) -> None:
+def _check_entries(content: Mapping[str, Any]) -> None:
     """Raises InputError for an entry that is unknown, of the wrong kind or out of range."""
     for entry, value in content.items():
         if entry not in KINDS:
-            raise InputError(f"{source}: unknown entry {entry}; {nearest_names(entry, KINDS)}")
+            raise InputError(f"unknown entry {entry}; {nearest_names(entry, KINDS)}")
         if not isinstance(value, KINDS[entry]) or (KINDS[entry] is int and value is True):
-            raise InputError(
-                f"{source}: {entry} = {value!r} is not {IN_WORDS[KINDS[entry]]}; give that"
-            )
+            raise InputError(f"{entry} = {value!r} is not {IN_WORDS[KINDS[entry]]}; give that")
     for entry, least in LEAST.items():
         if content.get(entry, least) < least:
-            raise InputError(f"{source}: {entry} = {content[entry]} is below {least}")
+            raise InputError(f"{entry} = {content[entry]} is below {least}")
     if content.get("metric", METRICS[0]) not in METRICS:
-        raise InputError(f"{source}: metric is one of {', '.join(METRICS)}")
+        raise InputError(f"metric is one of {', '.join(METRICS)}")
     if not content.get("methods"):
         raise InputError(
-            f"{source} names no methods; add [methods] with a line such as "
+            "it names no methods; add [methods] with a line such as "
             'AMLoss = "--loss AMLoss", one per method'
         )
 
 
-def _check_folders(entrants: Iterable[Entrant], source: str) -> None:
+def _check_folders(entrants: Iterable[Entrant]) -> None:
     """Raises InputError if methods do not have distinct, possible names of folders."""
     taken = set()
     for one in entrants:
         folder = one.folder.lower()
         if not folder.strip(".") or folder in TAKEN:
-            raise InputError(f"{source}: a method cannot be called {one.name!r}; rename it")
+            raise InputError(f"a method cannot be called {one.name!r}; rename it")
         if folder in taken:
-            raise InputError(
-                f"{source}: two methods would have the same folder ({one.folder}); rename one"
-            )
+            raise InputError(f"two methods would have the same folder ({one.folder}); rename one")
         taken.add(folder)
 
 
-def _pairs(
-    content: Mapping[str, Any], names: Sequence[str], source: str
-) -> tuple[tuple[str, str], ...]:
+def _pairs(content: Mapping[str, Any], names: Sequence[str]) -> tuple[tuple[str, str], ...]:
     """The pairs of methods in the entry `compare`."""
     pairs = content.get("compare", [])
     for pair in pairs:
         if not (isinstance(pair, list) and len(pair) == 2 and pair[0] != pair[1]):
             raise InputError(
-                f"{source}: compare holds {pair!r}; give pairs of methods: "
-                'compare = [["MS", "MS + SEC"]]'
+                f'compare holds {pair!r}; give pairs of methods: compare = [["MS", "MS + SEC"]]'
             )
         for name in pair:
             if name not in names:
                 raise InputError(
-                    f"{source}: compare: {name} is not a method here; "
-                    f"{nearest_names(str(name), names)}"
+                    f"compare: {name} is not a method here; {nearest_names(str(name), names)}"
                 )
     return tuple(dict.fromkeys((a, b) for a, b in pairs))
 
 
-def _methods(given: Mapping[str, Any] | Sequence[str], source: str) -> dict[str, Any]:
+def _methods(given: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:
     """Name → flags, from the entry `methods`; in a list, a bare word is a loss, or `@RECIPE`.
 
     Raises:
@@ -260,30 +259,26 @@ def _methods(given: Mapping[str, Any] | Sequence[str], source: str) -> dict[str,
     if isinstance(given, Mapping):
         for name, flags in given.items():
             if name in KINDS:  # TOML ends a table at the next one, and nowhere else
-                raise InputError(
-                    f"{source}: {name} is below [methods], among the methods; move it above"
-                )
+                raise InputError(f"{name} is below [methods], among the methods; move it above")
             if not isinstance(flags, str | list):
                 raise InputError(
-                    f"{source}: the method {name} = {flags!r} does not hold flags; write "
+                    f"the method {name} = {flags!r} does not hold flags; write "
                     f'{name} = "--loss AMLoss"'
                 )
         return dict(given)
     found = {}
     for line in given:
         if not isinstance(line, str) or not line.strip():
-            raise InputError(
-                f"{source}: {line!r} is not a method; give losses by name, or flags of training"
-            )
+            raise InputError(f"{line!r} is not a method; give losses by name, or flags of training")
         bare = not line.split()[0].startswith(("-", "@"))
         name = line if bare else line.removeprefix("--loss ")
         if name in found:
-            raise InputError(f"{source}: the method {name} is listed twice; leave one out")
+            raise InputError(f"the method {name} is listed twice; leave one out")
         found[name] = f"--loss {line}" if bare else line
     return found
 
 
-def words(flags: str | Sequence[str], source: str) -> list[str]:
+def words(flags: str | Sequence[str]) -> list[str]:
     """Flags as words; text is split as by a shell.
 
     Raises:
@@ -294,7 +289,7 @@ def words(flags: str | Sequence[str], source: str) -> list[str]:
     try:
         return shlex.split(flags)
     except ValueError as error:
-        raise InputError(f"{source}: {flags}: {error}") from error
+        raise InputError(f"{flags}: {error}") from error
 
 
 def _joined(shared: Sequence[str], own: Sequence[str]) -> list[str]:
@@ -309,7 +304,7 @@ def _is_file(word: str) -> bool:
     return word.startswith("@")
 
 
-def _check_alike(chosen: Mapping[str, Options], source: str) -> None:
+def _check_alike(chosen: Mapping[str, Options]) -> None:
     """Raises InputError if methods would be judged on different classes."""
     (first, usual), *others = chosen.items()
     for name, other in others:
@@ -318,50 +313,46 @@ def _check_alike(chosen: Mapping[str, Options], source: str) -> None:
             if one != two:
                 flag = flag_named(option).spellings[0]
                 raise InputError(
-                    f"{source}: {first} has {flag} {one} and {name} has {flag} {two}; methods can "
+                    f"{first} has {flag} {one} and {name} has {flag} {two}; methods can "
                     "be compared on the same test classes only: give it once, in flags"
                 )
 
 
-def _entrant(
-    name: str, flags: list[str], chosen: Options, content: Mapping[str, Any], source: str
-) -> Entrant:
+def _entrant(name: str, flags: list[str], chosen: Options, content: Mapping[str, Any]) -> Entrant:
     for given in chosen.given:
-        _check_own(given, f"{source}: {name}")
+        _check_own(given, name)
     if "wandb" in chosen.given and chosen.wandb != "disabled":
-        raise InputError(f"{source}: {name}: a study's trainings do not use wandb; leave it out")
+        raise InputError(f"{name}: a study's trainings do not use wandb; leave it out")
     own = {one.name: one for one in declared(chosen)}
     search = content.get("search", {})
     for key, value in search.items():
         if _is_of_method(value):
-            known = _methods(content["methods"], source)
+            known = _methods(content["methods"])
             if key not in known:
-                raise InputError(
-                    f"{source}: [search.{key}] is of no method; {nearest_names(key, known)}"
-                )
+                raise InputError(f"[search.{key}] is of no method; {nearest_names(key, known)}")
             if key == name:
-                own |= {r.name: r for r in (_asked(k, v, chosen, source) for k, v in value.items())}
+                own |= {r.name: r for r in (_asked(k, v, chosen) for k, v in value.items())}
             continue
-        one = _asked(key, value, chosen, source)
+        one = _asked(key, value, chosen)
         if one.name in own or _is_read(one, chosen):
             own[one.name] = one
     made = Entrant(name, tuple(flags), tuple(own.values()), tuple(chosen.loss_args))
     if search:
-        _try(made, source)
+        _try(made)
     return made
 
 
-def _asked(key: str, value: Any, chosen: Options, source: str) -> Range:
+def _asked(key: str, value: Any, chosen: Options) -> Range:
     """The range of an entry of `search`.
 
     Raises:
         InputError: it is not a range, or is that of an option that must not differ.
     """
     one = asked(key, value, chosen)
-    _check_own(one.name, f"{source}: search")
+    _check_own(one.name, "search")
     if one.name in TEST_CLASSES:
         raise InputError(
-            f"{source}: search: {key} decides what methods are judged on; give it once, in flags"
+            f"search: {key} decides what methods are judged on; give it once, in flags"
         )
     return one
 
@@ -374,7 +365,7 @@ def _check_own(option: str, what: str) -> None:
         raise InputError(f"{what}: --{option.replace('_', '-')} is the study's own{instead}")
 
 
-def _check_read(content: Mapping[str, Any], entrants: Iterable[Entrant], source: str) -> None:
+def _check_read(content: Mapping[str, Any], entrants: Iterable[Entrant]) -> None:
     """Raises InputError if an option that is searched for all methods is read by none."""
     read = {one.name for entrant in entrants for one in entrant.space}
     for key, value in content.get("search", {}).items():
@@ -382,7 +373,7 @@ def _check_read(content: Mapping[str, Any], entrants: Iterable[Entrant], source:
             continue
         argument = key.lower().replace("-", "_").startswith(LOSS_ARGUMENT)
         if not argument and flag_named(key).dest not in read:
-            raise InputError(f"{source}: search: no method here reads {key}; leave it out")
+            raise InputError(f"search: no method here reads {key}; leave it out")
 
 
 def _is_of_method(value: Any) -> bool:
@@ -390,7 +381,7 @@ def _is_of_method(value: Any) -> bool:
     return isinstance(value, Mapping) and not {"low", "high"} & value.keys()
 
 
-def _try(entrant: Entrant, source: str) -> None:
+def _try(entrant: Entrant) -> None:
     """Raises InputError if train.py refuses a value that may be tried: a choice, or an end.
 
     All options are given together, as in trials.
@@ -399,12 +390,10 @@ def _try(entrant: Entrant, source: str) -> None:
              for one in entrant.space}  # fmt: skip
     for turn in range(max(map(len, tried.values()), default=0)):
         values = {name: some[min(turn, len(some) - 1)] for name, some in tried.items()}
-        parsed(entrant.command(values), f"{source}: {entrant.name}: search")
+        parsed(entrant.command(values), f"{entrant.name}: search")
 
 
-def _without_fixed(
-    found: Mapping[str, Entrant], content: Mapping[str, Any], source: str
-) -> list[Entrant]:
+def _without_fixed(found: Mapping[str, Entrant], content: Mapping[str, Any]) -> list[Entrant]:
     """The methods without the searched options in the entry `fixed`.
 
     Raises:
@@ -418,7 +407,7 @@ def _without_fixed(
         if name not in searched | flags:
             known = sorted(one.replace("_", "-") for one in searched)
             near = nearest_names(str(given), known)
-            raise InputError(f"{source}: fixed: {given!r} is searched by no method; {near}")
+            raise InputError(f"fixed: {given!r} is searched by no method; {near}")
         fixed.add(name)
     return [
         replace(one, space=tuple(r for r in one.space if r.name not in fixed))
