@@ -287,6 +287,11 @@ def join_words(words: Iterable[object], last: str) -> str:
     return f" {last} ".join(part for part in (", ".join(texts[:-1]), *texts[-1:]) if part)
 
 
+def first_names(names: Sequence[object], most: int = 3) -> str:
+    """The first few of some names: `a, b, c, ...`."""
+    return ", ".join([*map(str, names[:most]), *(["..."] if len(names) > most else [])])
+
+
 def counted(count: int, what: str = "image") -> str:
     """3 → '3 images', 1 → '1 image'; for "class", '3 classes'."""
     plural = "es" if what.endswith("s") else "s"

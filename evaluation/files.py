@@ -122,11 +122,6 @@ def random_neighbours(
     return neighbours_picture(embedded.images, chosen, found, gallery, caption, cosines=below)
 
 
-def draw_neighbours(path: Path, embedded: Embedded, seed: int, top: int) -> None:
-    """Draws `random_neighbours` to a file, with the names of all pictures."""
-    save_picture(random_neighbours(embedded, seed, top, named=True), path)
-
-
 def write_failures(
     folder: Path, embedded: Embedded, per_query: Mapping[str, torch.Tensor], count: int, top: int
 ) -> list[Path]:
@@ -305,7 +300,11 @@ def _uncertain(subject: Subject, path: str) -> str:
 
 
 def _neighbours(subject: Subject, path: str) -> str:
-    _in_main(draw_neighbours, Path(path), subject.embedded, subject.seed, subject.top)
+    def draw() -> None:
+        picture = random_neighbours(subject.embedded, subject.seed, subject.top, named=True)
+        save_picture(picture, Path(path))
+
+    processes.from_main(draw)
     return f"queries and their neighbours drawn to {path}"
 
 

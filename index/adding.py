@@ -29,7 +29,7 @@ from index.known import File, Known
 from index.sources import Photo
 from machine import cores
 from terminal import say, terminal_width
-from utils import InputError, human_seconds
+from utils import InputError, first_names, human_seconds
 
 logger = logging.getLogger("index")
 
@@ -168,11 +168,10 @@ class Adding:
     def _check_bad(self, bad: Sequence[str], count: int) -> None:
         share = self.how.max_bad_images
         if len(bad) > admitted_bad_images(share, count):
-            some = ", ".join(bad[:3]) + (", ..." if len(bad) > 3 else "")
             raise InputError(
                 f"{len(bad):,} of {count:,} images cannot be read so far, more than "
-                f"--max-bad-images {share:g} admits ({some}); repair or remove them, or admit "
-                "more; the same command goes on from here"
+                f"--max-bad-images {share:g} admits ({first_names(bad)}); repair or remove "
+                "them, or admit more; the same command goes on from here"
             )
 
     # --- one chunk ---

@@ -14,12 +14,10 @@ from index.files import content_of, embedded
 from index.gallery import Index
 from index.reordering import best
 from options.ranking import Ranking
-from utils import InputError, counted
+from utils import InputError, counted, first_names
 
 if TYPE_CHECKING:
     from evaluation.thresholds import Thresholds, Verdict
-
-NAMED = 3  # the most files that a sentence names
 
 
 @dataclass(frozen=True)
@@ -129,10 +127,9 @@ def check_all_answered(answers: Sequence[Answer]) -> None:
     """Raises InputError if a query could not be read; the sentence names the first ones."""
     bad = [answer.query for answer in answers if not answer.readable]
     if bad:
-        named = ", ".join(bad[:NAMED]) + (", ..." if len(bad) > NAMED else "")
         raise InputError(
-            f"{len(bad):,} of {counted(len(answers))} cannot be read ({named}), and the others are "
-            "answered; give other image files for these"
+            f"{len(bad):,} of {counted(len(answers))} cannot be read ({first_names(bad)}), and the "
+            "others are answered; give other image files for these"
         )
 
 

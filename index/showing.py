@@ -19,7 +19,7 @@ from index.gallery import Index
 from options import searching
 from storage import in_bytes, write_json
 from terminal import WIDTH, as_shell, columns, fitted, printable, say, wrapped
-from utils import counted, human_seconds, installing, program
+from utils import counted, first_names, human_seconds, installing, program
 
 NAMED = 3  # the most images that are named
 
@@ -266,10 +266,7 @@ def print_facts(found: dict[str, Any]) -> None:
         "search": _search_words(found),
     }
     if found["missing"]:
-        some = ", ".join(found["missing"][:NAMED]) + (
-            ", ..." if len(found["missing"]) > NAMED else ""
-        )
-        lines["files gone"] = f"{len(found['missing']):,}: {some}"
+        lines["files gone"] = f"{len(found['missing']):,}: {first_names(found['missing'])}"
     for name, text in lines.items():
         say(wrapped(text, f"{name:<12}", " " * 12))
 

@@ -14,7 +14,7 @@ from dataset.files import folded
 from index.asking import verdict_of
 from index.files import content_of
 from serving.gallery import MOST_LISTED, Gallery, Query, State
-from serving.guards import Refused
+from serving.guards import MOST_BYTES, Refused
 from serving.pictures import SIDES, Crop, Shown
 from storage import digest
 from terminal import printable
@@ -55,6 +55,7 @@ class Api:
             "thresholds": _limits(state.index.thresholds),
             "upright": state.upright,
             "most_results": MOST_RESULTS,
+            "most_bytes": MOST_BYTES,
         }
 
     def entries(self, query: Mapping[str, str]) -> dict[str, Any]:

@@ -278,18 +278,6 @@ def _file(name: str) -> Callable[[Handler, Mapping[str, str]], Answer]:
     return lambda handler, query: Answer(content, kind)
 
 
-def _info(handler: Handler, query: Mapping[str, str]) -> Answer:
-    return as_answer(handler.api.info() | {"most_bytes": guards.MOST_BYTES})
-
-
-def _entries(handler: Handler, query: Mapping[str, str]) -> Answer:
-    return as_answer(handler.api.entries(query))
-
-
-def _entry(handler: Handler, query: Mapping[str, str], row: str) -> Answer:
-    return as_answer(handler.api.entry(row, query))
-
-
 def _picture(handler: Handler, query: Mapping[str, str], row: str, kind: str) -> Answer:
     """The JPEG of an entry, or Not Modified if the browser's copy is up to date."""
     picture: Picture = handler.api.picture(row, kind, query)
@@ -315,9 +303,12 @@ def _search(handler: Handler, query: Mapping[str, str]) -> Answer:
 
 ROUTES: tuple[tuple[str, str, Collection[str] | None, Callable[..., Answer]], ...] = (
     *(("GET", re.escape(path), None, _file(name)) for path, name in FILES.items()),
-    ("GET", "/api/info", (), _info),
-    ("GET", "/api/entries", ("count", "label"), _entries),
-    ("GET", "/api/entries/([0-9]{1,12})", ("check",), _entry),
+    ("GET", "/api/info", (), lambda on, _: as_answer(on.api.info())),
+    ("GET", "/api/entries", ("count", "label"), lambda on, q: as_answer(on.api.entries(q))),
+    (
+        *("GET", "/api/entries/([0-9]{1,12})", ("check",)),
+        lambda on, query, row: as_answer(on.api.entry(row, query)),
+    ),
     ("GET", "/api/entries/([0-9]{1,12})/(thumbnail|image)", ("check",), _picture),
     ("POST", "/api/search", ("top", "crop", "label", "entry", "check"), _search),
 )

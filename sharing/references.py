@@ -185,20 +185,18 @@ def _family(model: str) -> str | None:
 
 def page() -> str:
     """The text of docs/references.md."""
+
+    def each(form: str, papers: Mapping[str, str]) -> list[tuple[str, tuple[str]]]:
+        return [(form.format(name), (key,)) for name, key in papers.items()]
+
+    networks = {"timm:NAME" if name == "timm" else name: key for name, key in NETWORKS.items()}
     sections = {
-        "Losses": ((f"`--loss {name}`", (key,)) for name, key in LOSSES.items()),
+        "Losses": each("`--loss {}`", LOSSES),
         "Methods that are added to a loss": METHODS.values(),
-        "Networks": (
-            (f"`--model {name if name != 'timm' else 'timm:NAME'}`", (key,))
-            for name, key in NETWORKS.items()
-        ),
-        "Parts that train beside a frozen network": (
-            (f"`--peft {name}`", (key,)) for name, key in PEFT.items()
-        ),
-        "Data sets": ((f"`--dataset {name}`", (key,)) for name, key in DATA.items()),
-        "Recipes, metrics and what is done to embeddings": (
-            (name, (key,)) for name, key in OTHERS.items()
-        ),
+        "Networks": each("`--model {}`", networks),
+        "Parts that train beside a frozen network": each("`--peft {}`", PEFT),
+        "Data sets": each("`--dataset {}`", DATA),
+        "Recipes, metrics and what is done to embeddings": each("{}", OTHERS),
     }
     parts = [HEAD.strip()]
     for title, rows in sections.items():
