@@ -2,7 +2,6 @@
 
     python benchmarks/damage.py                   # 600 damages, about 20 minutes
     python benchmarks/damage.py --damages 60 --seed 2
-    python benchmarks/damage.py --cost            # time of the checksum of a 100 MB checkpoint
 
 A small run is trained, its embeddings are exported and its pictures cached. Then one file in a copy
 of it is damaged, and everything that reads this file is tried: continuing, evaluating, the page,
@@ -25,7 +24,6 @@ import multiprocessing
 import os
 import random
 import shutil
-import statistics
 import sys
 import tempfile
 import time
@@ -49,12 +47,11 @@ import evaluate
 import options
 import page.map
 import train
-from benchmarks.measuring import heads, line, timed
+from benchmarks.measuring import heads, line
 from net import load_run
 from net.__main__ import main as net_command
 from page import overview
 from page.making import make
-from storage import load_tensors, save_tensors, write_atomically
 from training.tracking import TIMES
 from utils import InputError
 
@@ -259,33 +256,12 @@ def whole_run(folder: Path) -> Path:
 
 def table(counts: dict[tuple[str, bool], Counter[str]]) -> str:
     """A Markdown table with a row for each file, with and without checksums."""
-    lines = [heads(("file", "damages", *OUTCOMES))]
-    total: Counter[str] = Counter()
+    rows = {}
     for (pattern, hostile), found in sorted(counts.items(), key=lambda pair: pair[0][::-1]):
-        total += found
-        name = f"{pattern}, hostile, without checksum" if hostile else pattern
-        cells = [str(found.total()), *(str(found[outcome]) for outcome in OUTCOMES)]
-        lines.append(line([name, *cells]))
-    cells = [str(total.total()), *(str(total[outcome]) for outcome in OUTCOMES)]
-    return "\n".join([*lines, line(["all", *cells])])
-
-
-def cost() -> str:
-    """A table of seconds for a checkpoint of 100 MB, with checksum and without: medians of 7."""
-    content = {"weights": torch.randn(25_000_000)}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "large.pth"
-        works: dict[str, Callable[[], object]] = {
-            "torch.save, fsync": lambda: write_atomically(path, lambda f: torch.save(content, f)),
-            "save_tensors": lambda: save_tensors(path, content),
-            "torch.load": lambda: torch.load(path, weights_only=True),
-            "load_tensors": lambda: load_tensors(path),
-        }
-        lines = [heads(("", "seconds"))]
-        for name, work in works.items():
-            taken = statistics.median(timed(work, "cpu") for _ in range(7))
-            lines.append(line((name, f"{taken:.3f}")))
-    return "\n".join(lines)
+        rows[f"{pattern}, hostile, without checksum" if hostile else pattern] = found
+    rows["all"] = sum(counts.values(), Counter())
+    lines = [line((name, n.total(), *(n[each] for each in OUTCOMES))) for name, n in rows.items()]
+    return "\n".join([heads(("file", "damages", *OUTCOMES)), *lines])
 
 
 def main() -> int:
@@ -294,11 +270,7 @@ def main() -> int:
     parser.add_argument("--damages", type=int, default=600, metavar="N")
     parser.add_argument("--seed", type=int, default=1, metavar="N")
     parser.add_argument("--sentences", action="store_true", help="print what was said to each")
-    parser.add_argument("--cost", action="store_true", help="time the checksum instead")
     args = parser.parse_args()
-    if args.cost:
-        print(cost())
-        return 0
     started = time.perf_counter()
     counts: dict[tuple[str, bool], Counter[str]] = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -49,50 +49,21 @@ def maps(images: int, channels: int, side: int, dtype: torch.dtype = torch.bfloa
 def cases(images: int) -> Iterator[Case]:
     """The kernels at sizes of BN-Inception and ResNet-50 at 224 pixels."""
     for channels, side in ((64, 112), (256, 56), (96, 28), (128, 14), (512, 7)):
-        x, shortcut = maps(images, channels, side), maps(images, channels, side)
-        gradient, out = maps(images, channels, side), maps(images, channels, side).relu()
-        bias = torch.randn(channels, device=DEVICE)
-        half = bias.bfloat16()[:, None, None]
-        shape = f"{channels} × {side} × {side}"
-        yield Case(
-            "bias, ReLU",
-            shape,
-            lambda x=x, bias=bias: fused.add_bias(x, bias, relu=True),
-            lambda x=x, half=half: F.relu(x.add_(half), inplace=True),
-        )
-        yield Case(
-            "bias, shortcut, ReLU",
-            shape,
-            lambda x=x, bias=bias, s=shortcut: fused.add_bias(x, bias, s, relu=True),
-            lambda x=x, half=half, s=shortcut: F.relu(x.add_(half) + s, inplace=True),
-        )
-        yield Case(
-            "gradients of ReLU and bias",
-            shape,
-            lambda g=gradient, out=out: fused.gradients_of_bias(g, out, relu=True),
-            lambda g=gradient, out=out: torch.ops.aten.threshold_backward(g, out, 0).sum((0, 2, 3)),
-        )
-    for channels, side, padding, ceil_mode in ((64, 112, 1, False), (192, 56, 0, True)):
-        x = maps(images, channels, side)
-        yield Case(
-            "maximum of 3×3, stride 2",
-            f"{channels} × {side} × {side}",
-            lambda x=x, how=(padding, ceil_mode): fused.max_pool(x, 2, *how),
-            lambda x=x, p=padding, c=ceil_mode: F.max_pool2d(x, 3, 2, p, ceil_mode=c),
-        )
-    x = maps(images, 128, 14)
+        yield from after_convolution(images, channels, side)
+    yield max_pool(images, 64, 112, padding=1, ceil_mode=False)
+    yield max_pool(images, 192, 56, padding=0, ceil_mode=True)
+    small, last = maps(images, 128, 14), maps(images, 2048, 7)
     yield Case(
         "average of 3×3",
         "128 × 14 × 14",
-        lambda x=x: fused.average_pool(x),
-        lambda x=x: F.avg_pool2d(x, 3, 1, 1),
+        lambda: fused.average_pool(small),
+        lambda: F.avg_pool2d(small, 3, 1, 1),
     )
-    x = maps(images, 2048, 7)
     yield Case(
         "average + maximum of whole maps",
         "2048 × 7 × 7",
-        lambda x=x: fused.pool(x, average=True, maximum=True),
-        lambda x=x: F.adaptive_avg_pool2d(x.float(), 1) + F.adaptive_max_pool2d(x.float(), 1),
+        lambda: fused.pool(last, average=True, maximum=True),
+        lambda: F.adaptive_avg_pool2d(last.float(), 1) + F.adaptive_max_pool2d(last.float(), 1),
     )
     pixels, weight = maps(images, 3, 224, torch.float32), maps(64, 3, 7)
     yield Case(
@@ -100,6 +71,44 @@ def cases(images: int) -> Iterator[Case]:
         "3 × 224 × 224",
         lambda: fused.stem(pixels, weight),
         lambda: F.conv2d(pixels.bfloat16(), weight, None, 2, 3),
+    )
+
+
+def after_convolution(images: int, channels: int, side: int) -> Iterator[Case]:
+    """What follows a convolution whose BatchNorm is folded into it, and its backward pass."""
+    x, shortcut = maps(images, channels, side), maps(images, channels, side)
+    gradient, out = maps(images, channels, side), maps(images, channels, side).relu()
+    bias = torch.randn(channels, device=DEVICE)
+    half = bias.bfloat16()[:, None, None]
+    shape = f"{channels} × {side} × {side}"
+    yield Case(
+        "bias, ReLU",
+        shape,
+        lambda: fused.add_bias(x, bias, relu=True),
+        lambda: F.relu(x.add_(half), inplace=True),
+    )
+    yield Case(
+        "bias, shortcut, ReLU",
+        shape,
+        lambda: fused.add_bias(x, bias, shortcut, relu=True),
+        lambda: F.relu(x.add_(half) + shortcut, inplace=True),
+    )
+    yield Case(
+        "gradients of ReLU and bias",
+        shape,
+        lambda: fused.gradients_of_bias(gradient, out, relu=True),
+        lambda: torch.ops.aten.threshold_backward(gradient, out, 0).sum((0, 2, 3)),
+    )
+
+
+def max_pool(images: int, channels: int, side: int, padding: int, ceil_mode: bool) -> Case:
+    """Maxima of 3×3."""
+    x = maps(images, channels, side)
+    return Case(
+        "maximum of 3×3, stride 2",
+        f"{channels} × {side} × {side}",
+        lambda: fused.max_pool(x, 2, padding, ceil_mode),
+        lambda: F.max_pool2d(x, 3, 2, padding, ceil_mode=ceil_mode),
     )
 
 

@@ -69,14 +69,6 @@ class Profile(NamedTuple):
     peak: float
     memory: int | None
 
-    def record(self) -> dict[str, Any]:
-        """For --json: the kernels as a list, the longest first."""
-        kernels = [
-            {"name": name, "seconds": seconds, "calls": calls}
-            for name, (seconds, calls) in list(self.kernels.items())[:TOP]
-        ]
-        return self._asdict() | {"images_per_second": self.images / self.step, "kernels": kernels}
-
 
 # --- measuring ------------------------------------------------------------------------------------
 

@@ -19,8 +19,8 @@ fill another one's queue. On a GPU, standard error has a line for each round: th
 slowest step, as measured by the GPU, the number of replayed steps, and how often memory was
 requested from the driver or returned.
 
-Every row is printed, and written to --json, when it is ready. If a row fails, it is reported and
-the others continue; exit status 1. After --limit seconds the program ends, and prints its stacks.
+Every row is printed when it is ready. If a row fails, it is reported and the others continue; exit
+status 1. After --limit seconds the program ends, and prints its stacks.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ import contextlib
 import faulthandler
 import gc
 import itertools
-import json
 import os
 import statistics
 import sys
@@ -39,7 +38,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -157,6 +156,16 @@ class Rounds:
         self.rounds: list[Round] = []
         self.memory = 0
 
+    @classmethod
+    def of(cls, build: Callable[[], Way], batch: int, device: torch.device) -> Rounds:
+        """No rounds yet: the way is built, and allocates gradients and moments in a first step."""
+        before = _allocated(device)
+        way = build()
+        way.begin()
+        run(way, 1, device)
+        way.end()
+        return cls(way, batch, _allocated(device) - before)
+
     def add(self, batches: int, device: torch.device, seen: Seen) -> None:
         """Runs another round."""
         self.way.begin()
@@ -193,11 +202,6 @@ class Rounds:
         """The median rate, and the lowest and highest, because a round is short."""
         return f"{self.rate:,.0f} ({min(self.rates):,.0f} to {max(self.rates):,.0f})"
 
-    def record(self) -> dict[str, Any]:
-        """For --json."""
-        record = {"images_per_second": self.rates, "rounds": [r._asdict() for r in self.rounds]}
-        return record | ({"peak_bytes": self.memory} if self.memory else {})
-
 
 def _allocated(device: torch.device) -> int:
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
@@ -206,68 +210,43 @@ def _allocated(device: torch.device) -> int:
 # --- a table's rows, a profile --------------------------------------------------------------------
 
 
-def compare(
-    setting: Setting, given: argparse.Namespace, seen: Seen
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """A row for each of our ways to read: its line of the table, and its record."""
-    device, sides = given.device, {}
-
-    def make(name: str, build) -> None:
-        before = _allocated(device)
-        way = build()
-        way.begin()
-        run(way, 1, device)  # allocates gradients and moments
-        way.end()
-        sides[name] = Rounds(way, setting.batch, _allocated(device) - before)
-
+def compare(setting: Setting, given: argparse.Namespace, seen: Seen) -> Iterator[str]:
+    """A line of the table for each of our ways to read."""
+    device = given.device
     parsed = {name: options.parse_train(setting.flags(given, name)) for name in given.readings}
-    for name, args in parsed.items():
-        make(name, lambda args=args: OurWay(args))
-    first = given.readings[0]
-    images = sides[first].way.training.data.train
+    sides = {n: Rounds.of(lambda a=a: OurWay(a), setting.batch, device) for n, a in parsed.items()}
     if not given.alone:
-        make("plain", lambda: PlainWay(parsed[first], images, device))
+        first = given.readings[0]
+        images = sides[first].way.training.data.train
+        plain = Rounds.of(lambda: PlainWay(parsed[first], images, device), setting.batch, device)
+        sides = {"plain": plain, **sides}
     for _ in range(given.repeats):
-        for side in (*([] if given.alone else ["plain"]), *given.readings):
-            sides[side].add(given.batches, device, seen)
+        for name, side in sides.items():
+            side.add(given.batches, device, seen)
             if device.type == "cuda":
-                print(
-                    f"{setting.model}, {side}: {sides[side].rounds[-1].as_text()}", file=sys.stderr
-                )
+                print(f"{setting.model}, {name}: {side.rounds[-1].as_text()}", file=sys.stderr)
     for name in given.readings:
         pair = {"plain": sides.get("plain"), "ours": sides[name]}
-        ratio = None if given.alone else pair["ours"].rate / pair["plain"].rate
-        cells = [*setting.cells(), name]
-        cells += _of_both(pair, Rounds.as_text)
-        cells.append("–" if ratio is None else f"{ratio:.2f} ×")
+        cells = [*setting.cells(), name, *_of_both(pair, Rounds.as_text)]
+        cells.append("–" if given.alone else f"{pair['ours'].rate / pair['plain'].rate:.2f} ×")
         cells += _of_both(pair, lambda side: f"{side.waiting:.1%}")
         if device.type == "cuda":
             cells += _of_both(pair, lambda side: f"{side.memory / 2**30:.1f}")
-        recorded = {side: rounds.record() for side, rounds in pair.items() if rounds}
-        yield line(cells), {**setting._asdict(), "data": name, "ratio": ratio, **recorded}
+        yield line(cells)
 
 
 def _of_both(pair: dict[str, Rounds | None], written: Callable[[Rounds], str]) -> list[str]:
     return ["–" if side is None else written(side) for side in pair.values()]
 
 
-def profiled(
-    setting: Setting, given: argparse.Namespace, seen: Seen
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """A profile for each of our ways to read: its text, and its record."""
+def profiled(setting: Setting, given: argparse.Namespace, seen: Seen) -> Iterator[str]:
+    """The text of a profile for each of our ways to read."""
     for name in given.readings:
         found = profile_step(OurWay(options.parse_train(setting.flags(given, name))), given.batches)
         title = ", ".join(
             f"{head} {cell}" for head, cell in zip(HEADINGS, setting.cells(), strict=False)
         )
-        yield (
-            f"\n{title}, data {name}\n{as_text(found)}",
-            {
-                **setting._asdict(),
-                "data": name,
-                "profile": found.record(),
-            },
-        )
+        yield f"\n{title}, data {name}\n{as_text(found)}"
 
 
 # --- the command ----------------------------------------------------------------------------------
@@ -312,7 +291,6 @@ def parsed_arguments() -> argparse.Namespace:
     parser.add_argument("--batches", type=int, default=6, help="steps a round")
     parser.add_argument("--repeats", type=int, default=5, help="rounds; the median counts")
     parser.add_argument("--profile", action="store_true", help="where the time of our step goes")
-    parser.add_argument("--json", type=Path, help="a line for each row, as soon as it is ready")
     parser.add_argument("--limit", type=int, default=3600, help="seconds the whole may take")
     given = parser.parse_args()
     given.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -346,8 +324,8 @@ def main() -> None:
     end_after(given.limit)
     if given.torch_only:
         kernels.usable = lambda device: False
-    machine = {"device": device_name(given.device), "torch": torch.__version__}
-    print(f"{machine['device']}, torch {machine['torch']}, {given.workers} workers\n", flush=True)
+    device = device_name(given.device)
+    print(f"{device}, torch {torch.__version__}, {given.workers} workers\n", flush=True)
     if not given.profile:
         headings = HEADINGS + GPU_HEADINGS * (given.device.type == "cuda")
         print(heads(headings), flush=True)
@@ -358,11 +336,8 @@ def main() -> None:
         ):
             setting = Setting(*chosen)
             try:
-                for line, record in (profiled if given.profile else compare)(setting, given, seen):
-                    print(line, flush=True)
-                    if given.json:
-                        with given.json.open("a") as file:
-                            print(json.dumps(machine | record), file=file)
+                for row in (profiled if given.profile else compare)(setting, given, seen):
+                    print(row, flush=True)
             except (Exception, SystemExit):
                 failed = True
                 print(f"{' '.join(map(str, chosen))} failed:", file=sys.stderr)
