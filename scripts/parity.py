@@ -1,7 +1,6 @@
 """Proves that our training loop does the same as that of a method's authors, step by step.
 
     python scripts/parity.py [CASE ...]          the largest difference from the released loop
-    python scripts/parity.py --print CASE ...    loss and rates by step, norms of every tensor
 
 A case is a published command, shortened to six epochs of four steps, which include warm-up, decay
 and freezing. train.py's loop runs it from its flags, in float64 on the CPU, from given weights, on
@@ -349,30 +348,16 @@ def largest(own: list[float], released: list[float]) -> float:
     return float((np.abs(first - second) / np.maximum(np.abs(second), 1e-12)).max())
 
 
-def show(name: str, record: Record) -> None:
-    """Prints loss and rates by step, and the norms after each epoch."""
-    print(f"{name}: {CASES[name].published} {CASES[name].short}")
-    for step, loss in enumerate(record.loss):
-        rates = "  ".join(f"{group} {rates[step]:g}" for group, rates in record.rates.items())
-        print(f"step {step + 1:2}  loss {loss:.12g}  {rates}")
-    for key, norms in record.norms.items():
-        print(f"{key}  " + " ".join(f"{norm:.12g}" for norm in norms))
-
-
 def main(words: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(CASES))
-    parser.add_argument("--print", action="store_true", help="loss, rates and norms of our loop")
     args = parser.parse_args(words)
     if unknown := [name for name in args.cases if name not in CASES]:
         raise InputError(f"there is no case {unknown[0]}; choose from {', '.join(CASES)}")
     print(f"{'largest relative difference':32}  loss     rates    norms")
     for name in args.cases or CASES:
-        record = run(name)
-        if args.print:
-            show(name, record)
-        found = differences(name, record)
+        found = differences(name, run(name))
         print(f"{name:32}  " + "  ".join(f"{value:.1e}" for value in found.values()), flush=True)
 
 
