@@ -34,7 +34,7 @@ from typing import IO, Any
 
 import programs
 import pytest
-from small_images import write_images
+from small_images import write_drawings, write_images
 
 LONGEST = (
     "readme metrics shares train report faults methods recipes processes efficientnet terminals "
@@ -223,7 +223,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def workdir(tmp_path: Path) -> Path:
-    """A folder that looks like the repository's: the embedded data are in reach as data/emoji."""
+    """A folder that looks like the repository's, with a tenth of the embedded data."""
     link_repository_data(tmp_path)
     return tmp_path
 
@@ -237,7 +237,6 @@ def session_workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def link_repository_data(folder: Path) -> None:
-    """Makes the embedded data and the recipes reachable from a folder, without copying them."""
-    (folder / "data").mkdir()
-    (folder / "data" / "emoji").symlink_to(ROOT / "data" / "emoji")
+    """Puts a tenth of the embedded data, and the recipes, where commands look for them."""
+    write_drawings(folder / "data")
     (folder / "recipes").symlink_to(ROOT / "recipes")

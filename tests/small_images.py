@@ -1,7 +1,11 @@
-"""A folder of small generated images; loads none of our modules, so that scripts can use it too."""
+"""A folder of small generated images, and a few of the embedded drawings.
+
+Loads none of our modules, so that scripts can use it too.
+"""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -27,4 +31,29 @@ def write_images(root: Path, classes: int = 8, images: int = 6, eval_images: int
                 image.resize((40, 36), Image.Resampling.BICUBIC).save(
                     root / split / f"{split}{c}" / f"{k}.png"
                 )
+    return root
+
+
+def write_drawings(root: Path, share: int = 10) -> Path:
+    """Writes every tenth class of the embedded data as a data set under `root`; returns `root`.
+
+    All of it takes a second to decode, in each process that reads it.
+    """
+    name = Path("emoji", "emoji_retrieval.npz")
+    with np.load(Path(__file__).resolve().parent.parent / "data" / name) as file:
+        whole = dict(file)
+    meta = json.loads(whole["meta"].tobytes())
+    chosen = np.flatnonzero(whole["label"] % share == 0)
+    blob, offset = whole["blob"].tobytes(), whole["offset"]
+    files = [blob[offset[i] : offset[i + 1]] for i in chosen]
+    meta["classes"] = meta["classes"][::share]
+    (root / name).parent.mkdir(parents=True)
+    np.savez(
+        root / name,
+        blob=np.frombuffer(b"".join(files), np.uint8),
+        offset=np.cumsum([0, *map(len, files)]),
+        label=whole["label"][chosen] // share,
+        set=whole["set"][chosen],
+        meta=np.frombuffer(json.dumps(meta).encode(), np.uint8),
+    )
     return root
