@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import subprocess
@@ -382,9 +383,9 @@ def test_a_multiple_is_the_same_direction():
     assert (found["R@1"], found["R@2"]) == pytest.approx((1 / 3, 2 / 3))
 
 
-@pytest.mark.parametrize("name", ["bits", "small", "signs", "bytes"])
-@pytest.mark.parametrize("dtype", [np.float32, np.int64])
-def test_quantised_embeddings_are_compared_exactly(name, dtype, each_search):
+@functools.cache
+def quantised(name):
+    """Embeddings of few values, their labels, and what the oracle says of them."""
     rng = np.random.default_rng(5)
     shape, values = {
         "bits": ((150, 12), (0, 1)),
@@ -392,8 +393,15 @@ def test_quantised_embeddings_are_compared_exactly(name, dtype, each_search):
         "signs": ((150, 9), (-1, 1)),
         "bytes": ((150, 3), range(256)),
     }[name]
-    x, labels = rng.choice(list(values), shape).astype(dtype), rng.integers(0, 12, 150)
-    expected = oracle(x, labels)
+    x, labels = rng.choice(list(values), shape), rng.integers(0, 12, 150)
+    return x, labels, oracle(x, labels)
+
+
+@pytest.mark.parametrize("name", ["bits", "small", "signs", "bytes"])
+@pytest.mark.parametrize("dtype", [np.float32, np.int64])
+def test_quantised_embeddings_are_compared_exactly(name, dtype, each_search):
+    x, labels, expected = quantised(name)
+    rng, x = np.random.default_rng(6), x.astype(dtype)
     assert_same(retrieval_per_query(x, labels, block_size=24), expected)
     assert expected["undecided"].any() or name == "bytes"
     # The same directions, each at another length.
@@ -474,22 +482,33 @@ def each_search(request, monkeypatch):
     return request.param
 
 
+def within_and_across(name, count):
+    """The first images of a case, with duplicates, as one set and as two; and groups of them."""
+    x, labels = (values[:count].copy() for values in CASES[name])
+    x[10:20] = x[30:40]  # of whatever class
+    groups = np.random.default_rng(0).integers(0, 4, len(x))
+    half = len(x) // 2
+    return (x, labels), (x[:half], labels[:half], x[half:], labels[half:]), groups
+
+
+KS = (1, 3, 20)
+
+
+@functools.cache
+def answered(name, count):
+    """Arguments and options of searches, each with what the oracle says."""
+    whole, split, groups = within_and_across(name, count)
+    halves = groups[: len(split[0])], groups[len(split[0]) :]
+    cases = (whole, {}), (whole, {"exclude": groups}), (split, {"exclude": halves})
+    return [(*case, oracle(*case[0], **case[1], ks=KS)) for case in cases]
+
+
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize(("count", "block_size"), [(60, 5), (300, 40), (300, None)])
 def test_against_the_oracle(name, count, block_size, each_search):
-    x, labels = (values[:count].copy() for values in CASES[name])
-    x[10:20] = x[30:40]  # duplicates, of whatever class
-    groups = np.random.default_rng(0).integers(0, 4, len(x))
-    half = len(x) // 2
-    split = x[:half], labels[:half], x[half:], labels[half:]
-    for arguments, options in (
-        ((x, labels), {}),
-        ((x, labels), {"exclude": groups}),
-        (split, {"exclude": (groups[:half], groups[half:])}),
-    ):
+    for arguments, options, expected in answered(name, count):
         found = retrieval_per_query(*arguments, **options, block_size=block_size)
-        ks = (1, 3, 20)
-        assert_same(with_recall(found, ks), oracle(*arguments, **options, ks=ks))
+        assert_same(with_recall(found, KS), expected)
 
 
 @pytest.mark.parametrize("name", ["two classes", "many ties"])
@@ -534,8 +553,7 @@ LARGE = {
 }
 
 
-@pytest.mark.parametrize("name", LARGE)
-@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(("name", "threads"), [*((name, 3) for name in LARGE), ("copies", 1)])
 def test_both_searches_give_the_same_numbers_to_the_bit(name, threads, monkeypatch):
     """By rows in float32, in float64 and with ties beyond the list; with every thread a block."""
     x, labels = LARGE[name]
@@ -654,22 +672,13 @@ class Team:
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("count", [3])
-def test_a_search_in_shares_gives_each_the_whole_answer(name, count, each_search):
-    x, labels = (values.copy() for values in CASES[name])
-    x[10:20] = x[30:40]
-    groups = np.random.default_rng(0).integers(0, 4, len(x))
-    half = len(x) // 2
-    split = x[:half], labels[:half], x[half:], labels[half:]
-    for arguments, options in (
-        ((x, labels), {}),
-        ((x, labels), {"exclude": groups}),
-        (split, {}),
-    ):
-        for block_size in (16, None):
+def test_a_search_in_shares_gives_each_the_whole_answer(name, each_search):
+    whole, split, groups = within_and_across(name, 130)
+    for arguments, options in ((whole, {}), (whole, {"exclude": groups}), (split, {})):
+        for block_size in (40, None):
             options["block_size"] = block_size
             expected = retrieval_per_query(*arguments, **options)
-            for found in Team(count).search(*arguments, **options):
+            for found in Team(3).search(*arguments, **options):
                 for key, values in expected.items():
                     assert torch.equal(found[key], values), key
 
