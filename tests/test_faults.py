@@ -63,7 +63,7 @@ def start(images: Path, logs: Path, *flags: str, **how: Any) -> Program | subpro
     return start_python(ROOT / "train.py", *command, **how)
 
 
-LONG = "--epochs 24 --eval-every 7 --deterministic"
+LONG = "--epochs 12 --eval-every 7 --deterministic"
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_a_signal_ends_a_run_after_a_checkpoint(number, status, whole, images, t
     assert f"python train.py --resume-run {tmp_path / 'run'}" in printed
     assert "Traceback" not in errors
     stopped = torch.load(tmp_path / "run" / "last.pth", weights_only=True)["clock"]["step"]
-    assert f"at step {stopped}" in printed and 0 < stopped < 24 * 8
+    assert f"at step {stopped}" in printed and 0 < stopped < 12 * 8
     tiny.resume(tmp_path / "run", "")
     assert same(weights(tmp_path / "run"), weights(whole))
     assert untimed_rows(tmp_path / "run") == untimed_rows(whole)
