@@ -23,6 +23,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -287,7 +288,7 @@ class Ledger:
         if self._storage is None:
             from studies.journal import storage_in
 
-            self._storage = storage_in(journal)
+            self._storage = storage_in(journal, partial(self.claimed, "journal", wait=True))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that the journal is experimental
             if name in optuna.get_all_study_names(self._storage):

@@ -351,6 +351,28 @@ def test_two_workers_are_never_at_the_same_work(ledger):
     assert ledger.next().name == "trial001" and first.entrant.name == "PA"
 
 
+def test_a_worker_that_is_killed_as_it_writes_keeps_nobody_waiting(tmp_path, monkeypatch):
+    """In `logs/`, as by default: a lock that is a link, with a relative path, leads nowhere."""
+    monkeypatch.chdir(tmp_path)
+    made = Ledger(plan_of(folds=2, trials=3, seeds=2))
+    made.begin()
+    work = multiprocessing.get_context("fork").Process
+
+    def die():
+        monkeypatch.setattr("os.fsync", lambda _: os.kill(os.getpid(), signal.SIGKILL))
+        Ledger(made.plan).next()
+
+    ends = []
+    for worker in (work(target=die), work(target=Ledger(made.plan).next)):
+        worker.start()
+        worker.join(20)
+        ends.append(worker.exitcode)
+        worker.kill()
+    assert ends == [-signal.SIGKILL, 0]
+    assert {file.name for file in made.folder.iterdir()} == {"claims", "plan.json", "trials.log"}
+    assert "PA" in [one.name for one in made.plan.entrants if made.trials(one)]
+
+
 def test_where_files_cannot_be_locked_a_study_works_and_says_so_once(ledger, no_locks, caplog):
     assert [ledger.next().name for _ in range(3)] == ["trial000", "trial000", "trial001"]
     (said,) = (record.getMessage() for record in caplog.records)
