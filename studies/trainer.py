@@ -65,15 +65,21 @@ class Trainer:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / name
         flags = [*flags, *QUIET, *place.flags, "--LOG_DIR", str(folder), "--name", name]
-        while not _make_room(path, flags):
-            self._wait_for_other()
         killed = 0
-        while not (path / "results.json").is_file():
+        while True:
+            if not _make_room(path, flags):
+                self._wait_for_other()
+                continue
+            if (path / "results.json").is_file():
+                return read(path)
             with (folder / f"{name}.log").open("ab") as log:
                 begins = log.tell()
                 status = self.watched(train_command(flags), log, place, path, watch)
-            if status == 0 or (watch is not None and watch.pruned):
-                break
+            if watch is not None and watch.pruned:
+                return read(path)
+            if status == 0:
+                _check_place(work, path)
+                return read(path)
             if self.stopping.is_set() or status in STOPPED:
                 self.stopping.set()
                 raise Stopped
@@ -84,7 +90,6 @@ class Trainer:
             if status > 0 or killed == TRIES:
                 printed = (folder / f"{name}.log").read_bytes()[begins:]
                 raise failure(work, last_words(printed.decode(errors="replace"), status), status)
-        return read(path)
 
     def _wait_for_other(self) -> None:
         """Waits before another look at a run that another process is training.
@@ -118,6 +123,15 @@ class Trainer:
         if watch is not None and not watch.pruned:
             watch.look(path)
         return process.returncode
+
+
+def _check_place(work: Work, path: Path) -> None:
+    """Raises MachineError if a run went elsewhere, as it does where the disk takes no folder."""
+    if not (path / "results.json").is_file():
+        raise MachineError(
+            f"{work.title}: its run went elsewhere, because {path} could not be made; "
+            f"{path}.log says where to: move it back, and start the study again"
+        )
 
 
 def _make_room(path: Path, flags: Sequence[str]) -> bool:

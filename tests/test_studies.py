@@ -53,7 +53,7 @@ from studies.space import asked, declared, words_of
 from studies.threads import Workers
 from training.data import HeldOut, load
 from training.faults import memory_in_words
-from utils import InputError, our_command
+from utils import InputError, MachineError, our_command
 
 
 def plan_of(**entries):
@@ -621,6 +621,32 @@ def test_a_run_that_another_process_has_just_begun_is_left(workers, monkeypatch)
     work = Work("seed", workers.ledger.plan.entrants[0], 1)
     assert workers.trainer.train(work, "seed1", words, place).args["lr"] == 0.001
     assert waited == [True]
+
+
+def test_a_training_that_is_killed_as_it_makes_its_folder_is_started_again(workers, monkeypatch):
+    """An empty folder of its name would give it another, in which nobody looks for its results."""
+    folder, trains = workers.ledger.folder / "PA", workers.trainer.watched
+
+    def killed_at_first(command, log, place, path, watch):
+        if not workers.trained:
+            path.mkdir()
+            workers.trained.append("nothing")
+            return -signal.SIGKILL
+        return trains(command, log, place, path, watch)
+
+    monkeypatch.setattr(workers.trainer, "watched", killed_at_first)
+    work = Work("seed", workers.ledger.plan.entrants[0], 1)
+    found = workers.trainer.train(work, "seed1", ["--seed", "1"], Place())
+    assert found.path == folder / "seed1" and len(workers.trained) == 2
+    assert [path.name for path in folder.iterdir() if path.is_dir()] == ["seed1"]
+
+
+def test_a_run_that_went_elsewhere_stops_the_study_and_is_no_failed_trial(workers, monkeypatch):
+    """As it does where the disk of the study is read-only just then."""
+    monkeypatch.setattr(workers.trainer, "watched", lambda *_: 0)
+    work = Work("seed", workers.ledger.plan.entrants[0], 1)
+    with pytest.raises(MachineError, match=r"PA/seed1 could not be made; .*PA/seed1\.log says"):
+        workers.trainer.train(work, "seed1", ["--seed", "1"], Place())
 
 
 def test_what_a_training_said_earlier_is_not_what_it_says_now(workers, monkeypatch):
