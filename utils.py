@@ -100,6 +100,23 @@ def in_words(error: BaseException) -> InputError | None:
     return None
 
 
+def not_written(path: Path, error: OSError, what_to_do: str) -> MachineError:
+    """The error to raise about a file or folder that could not be written.
+
+    Args:
+        what_to_do: besides what the machine needs; follows that in the sentence.
+    """
+    needed = _NEEDED.get(error.errno or 0, "check its disk")
+    return MachineError(f"cannot write {path}: {error.strerror or error}; {needed} {what_to_do}")
+
+
+_NEEDED = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit on files (ulimit -n 4096)"),
+}
+"""What a machine needs before it can write, by the number of its error."""
+
+
 _DISK_TROUBLES = (
     *(errno.EIO, errno.EROFS, errno.ESTALE, errno.EACCES, errno.EPERM),
     *(errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.ENODEV, errno.ENXIO),

@@ -32,7 +32,7 @@ from dataset.base import ROOT
 from dataset.decoding import reason
 from storage import held, in_bytes
 from terminal import notice_if_slow
-from utils import InputError
+from utils import InputError, not_written
 
 logger = logging.getLogger("dataset")
 
@@ -99,8 +99,8 @@ def download(name: str, root: str | Path = ROOT, source: Source | None = None) -
     root = Path(root)
     target = root / source.folder
     if target.exists():
-        with contextlib.suppress(OSError):  # a process was killed after it had unpacked it
-            _part(root / source.file_name).unlink()
+        with contextlib.suppress(InputError), held(target):
+            _remove_remains(source, root)
         logger.info("%s is there already; nothing is downloaded", target)
         return target
     _check_writable(root)
@@ -115,16 +115,21 @@ def _fetch_and_unpack(source: Source, root: Path) -> None:
     archive = root / source.file_name
     if not archive.exists():
         _check_space(root, source)
-        fetched = fetch(source.url, archive, source.md5)
-        unpack(fetched, source.folder, root)
-        fetched.unlink()
-        return
-    if _md5(archive) != source.md5:
+        archive = fetch(source.url, archive, source.md5)
+    elif _md5(archive) != source.md5:
         raise InputError(
             f"{archive} is there already but not the published archive (another MD5 checksum); "
             "move it away and run the command again"
         )
     unpack(archive, source.folder, root)
+    _remove_remains(source, root)
+
+
+def _remove_remains(source: Source, root: Path) -> None:
+    """Removes what is left of a download that is unpacked, unless the disk does not let it."""
+    shutil.rmtree(_unpacking(root, source.folder), ignore_errors=True)
+    with contextlib.suppress(OSError):
+        _part(root / source.file_name).unlink()
 
 
 def _check_writable(root: Path) -> None:
@@ -133,9 +138,7 @@ def _check_writable(root: Path) -> None:
         root.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=root).close()
     except OSError as error:
-        raise InputError(
-            f"{root} cannot be written ({reason(error)}); give another folder with --data-root"
-        ) from error
+        raise not_written(root, error, "or give another folder (--data-root)") from error
 
 
 def _check_space(root: Path, source: Source) -> None:
@@ -233,9 +236,11 @@ def _transfer(url: str, part: Path) -> None:
         start = have if continued else 0
         length = response.headers.get("Content-Length")
         total = start + int(length) if length else None
-        with part.open("r+b" if continued else "wb") as file:
+        with _on_disk(part):
+            file = part.open("r+b" if continued else "wb")
+        with file:
             file.seek(start)
-            _copy(response, file, start, total, part.name)
+            _copy(response, file, start, total, part)
     if total is not None and part.stat().st_size < total:
         raise ConnectionError("the connection was closed too early")
 
@@ -244,12 +249,23 @@ def _starts_at(response: HTTPResponse, offset: int) -> bool:
     return response.headers.get("Content-Range", "").startswith(f"bytes {offset}-")
 
 
-def _copy(source: HTTPResponse, file: IO[bytes], start: int, total: int | None, title: str) -> None:
+def _copy(source: HTTPResponse, file: IO[bytes], start: int, total: int | None, part: Path) -> None:
     look = {"unit": "B", "unit_scale": True, "leave": True}
-    with Bar(title, total, initial=start, **look) as bar:
+    with Bar(part.name, total, initial=start, **look) as bar:
         while block := source.read(_BLOCK):
-            file.write(block)
+            with _on_disk(part):
+                file.write(block)
+                file.flush()
             bar.update(len(block))
+
+
+@contextlib.contextmanager
+def _on_disk(part: Path) -> Iterator[None]:
+    """Raises MachineError if the disk fails, which another attempt would not mend."""
+    try:
+        yield
+    except OSError as error:
+        raise not_written(part, error, "and run the command again to continue") from error
 
 
 def _md5(path: Path) -> str:
@@ -268,10 +284,10 @@ def unpack(archive: Path, folder: str, root: Path) -> Path:
 
     Raises:
         InputError: an entry is absolute, leads out of the folder, or is a link or a device; the
-            archive is damaged or holds no such folder; the disk is full.
+            archive is damaged or holds no such folder.
+        MachineError: the disk is full, or fails.
     """
-    target = root / folder
-    temporary = root / f".{folder}.unpacking"
+    target, temporary = root / folder, _unpacking(root, folder)
     try:
         if temporary.exists():  # a process that was killed has left it
             shutil.rmtree(temporary)
@@ -284,12 +300,18 @@ def unpack(archive: Path, folder: str, root: Path) -> Path:
         content.chmod(0o755)
         content.replace(target)
     except (OSError, EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile) as error:
+        if isinstance(error, OSError) and error.errno:  # gzip's have no number
+            raise not_written(target, error, "and run the command again") from error
         raise InputError(
-            f"{archive} could not be unpacked ({reason(error)}); nothing was left behind"
+            f"{archive} could not be unpacked ({reason(error)}); get it again from its source"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return target
+
+
+def _unpacking(root: Path, folder: str) -> Path:
+    return root / f".{folder}.unpacking"
 
 
 def _extract(archive: Path, folder: Path) -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from bars import Bar
-from dataset.base import ImageSet, reason
+from dataset.base import ImageSet
 from dataset.decoding import LONGEST, need_file
 from dataset.files import announcements
 from dataset.kept import versions_of
@@ -36,7 +36,7 @@ from dataset.shards import (
 from dataset.workers import item_loader, worker_deaths_in_words
 from machine import cores
 from storage import lock, need_room
-from utils import InputError, MachineError, counted
+from utils import InputError, counted, not_written
 
 logger = logging.getLogger("dataset")
 
@@ -152,10 +152,8 @@ def _lock(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / _LOCK).open("a")
     except OSError as error:
-        raise MachineError(
-            f"the cache folder {folder} cannot be written ({reason(error)}); "
-            "choose another one with --cache-dir, or use --decode exact"
-        ) from error
+        other = "or choose another folder (--cache-dir), or use --decode exact"
+        raise not_written(folder, error, other) from error
     with file:
         if not lock(file, folder):
             logger.warning("another run makes the cache %s; waiting for it", folder)

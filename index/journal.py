@@ -25,8 +25,8 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from dataset.decoding import need_file, reason
-from storage import digest, held, not_written, remove_left_over, write_atomically
-from utils import DamagedError, InputError
+from storage import digest, held, remove_left_over, write_atomically
+from utils import DamagedError, InputError, not_written
 
 MAGIC, VERSION = b"ANCHORIX", 1
 ALIGNMENT = 64
@@ -392,7 +392,7 @@ def writing(path: Path) -> Iterator[Writer]:
             # Unbuffered, so that nothing is left to be written later, by the interpreter.
             file = path.open("r+b", buffering=0)
         except OSError as error:
-            raise InputError(f"cannot write {path}: {error.strerror}; make it writable") from error
+            raise not_written(path, error, "or make it writable") from error
         with file:
             if path.stat().st_size > mark.end:
                 file.truncate(mark.end)

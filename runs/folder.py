@@ -26,7 +26,7 @@ from storage import (
     remove_left_over,
     save_tensors,
 )
-from utils import InputError, MachineError, damage_in_words
+from utils import InputError, MachineError, damage_in_words, not_written
 
 logger = logging.getLogger("train")
 
@@ -84,10 +84,7 @@ class RunFolder:
             except OSError as error:
                 if error.errno == errno.EROFS:
                     return cls._elsewhere(Path(parent), name)
-                raise MachineError(
-                    f"cannot make the run folder {path}: {error.strerror}; choose another "
-                    "--LOG_DIR or --name"
-                ) from error
+                raise not_written(path, error, "or choose another --LOG_DIR or --name") from error
             return cls(path)
         raise InputError(f"{wanted} and 998 folders named after it exist; choose another --name")
 
@@ -333,9 +330,7 @@ class RunFolder:
             for path in self._older()[:-keep]:
                 path.unlink()
         except OSError as error:
-            raise MachineError(
-                f"cannot keep {older}: {error.strerror}; free some space, or leave --keep out"
-            ) from error
+            raise not_written(older, error, "or leave --keep out") from error
 
     def _older(self) -> list[Path]:
         """The checkpoints step_<step>.pth (--keep), by step."""
@@ -428,7 +423,7 @@ def _remove(path: Path, why: str) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        raise InputError(
+        raise MachineError(
             f"{path} {why} and cannot be removed ({error.strerror}); make the run folder writable"
         ) from error
 

@@ -28,7 +28,6 @@ from storage.text import (
 from storage.writing import (
     check_outputs,
     followed,
-    not_written,
     remove_left_over,
     write_atomically,
     write_content,

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from utils import InputError
+from utils import InputError, not_written
 
 logger = logging.getLogger("storage")
 
@@ -87,15 +87,13 @@ def held(path: Path) -> Iterator[None]:
 
     Raises:
         HeldError: another process has the lock.
-        InputError: the folder cannot be written.
+        MachineError: the folder cannot be written.
     """
     place = path.with_name(f".{path.name}.lock")
     try:
         file = open_locked(place, "a", path)  # a link's target stays as it is
     except OSError as error:
-        raise InputError(
-            f"cannot write into {path.parent} ({error.strerror}); choose another folder"
-        ) from error
+        raise not_written(path.parent, error, "or choose another folder") from error
     if file is None:
         raise HeldError(f"another process is changing {path}; wait for its end, or stop it first")
     try:

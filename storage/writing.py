@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import glob
 import os
 import secrets
@@ -15,7 +14,7 @@ from typing import BinaryIO
 
 from storage.locks import is_still, lock
 from storage.space import nearest_that_exists
-from utils import InputError, MachineError
+from utils import InputError, MachineError, not_written
 
 
 def write_atomically(
@@ -52,19 +51,6 @@ def write_atomically(
             what_to_do = "or choose another folder (an older copy is unchanged)"
             raise not_written(path, error, what_to_do) from error
         raise
-
-
-def not_written(path: Path, error: OSError, what_to_do: str) -> MachineError:
-    """The error to raise about a file that could not be written.
-
-    Args:
-        what_to_do: besides what the disk needs; follows that in the sentence.
-    """
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return MachineError(
-        f"cannot write {path}: {error.strerror or error}; "
-        f"{'free some space' if full else 'check its disk'} {what_to_do}"
-    )
 
 
 def _locked_temporary(path: Path) -> BinaryIO:
@@ -114,8 +100,8 @@ def check_outputs(asked: Mapping[str, str | Path | None], kept: Iterable[str | P
         kept: files that are read, and must not be overwritten.
 
     Raises:
-        InputError: two flags name one file, or a file is one of `kept`, is a folder, or cannot be
-            written.
+        InputError: two flags name one file, or a file is one of `kept`, or is a folder.
+        MachineError: a file cannot be written.
     """
     owners: dict[Path, str] = {}
     stay = {Path(file).resolve() for file in kept}
@@ -136,9 +122,8 @@ def check_outputs(asked: Mapping[str, str | Path | None], kept: Iterable[str | P
         try:
             tempfile.TemporaryFile(dir=nearest_that_exists(path.parent)).close()
         except OSError as error:
-            raise InputError(
-                f"{flag}: {path} cannot be written ({error.strerror}); choose another folder"
-            ) from error
+            said = not_written(path, error, "or choose another folder")
+            raise MachineError(f"{flag}: {said}") from error
         remove_left_over(path.parent, path.name)
 
 

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from storage import not_written
+from utils import not_written
 
 
 def storage_in(journal: Path, alone: Callable[[], AbstractContextManager]) -> JournalStorage:

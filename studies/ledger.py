@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from storage import lock, remove_left_over, write_json
 from studies.plan import Entrant, Plan, settings_of
-from utils import InputError, damage_in_words
+from utils import InputError, damage_in_words, not_written
 
 if TYPE_CHECKING:
     import optuna
@@ -130,7 +130,7 @@ class Ledger:
         try:
             (self.folder / "claims").mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"{self.folder} cannot be made ({error.strerror})") from error
+            raise not_written(self.folder, error, "or choose another folder for it") from error
         with self.claimed("plan", wait=True):
             self.look()  # another process may have begun it meanwhile
             content = self.plan.identity | {"trials": self.plan.trials}

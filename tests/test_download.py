@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
+import multiprocessing
+import os
+import re
+import resource
 import socket
 import stat
 import tarfile
@@ -20,7 +25,7 @@ from conftest import run_python, start_python, wait_for
 import dataset
 from dataset.download import SOURCES, Source, download, fetch, unpack
 from storage import HeldError
-from utils import InputError
+from utils import InputError, MachineError
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 300_000, np.uint8).tobytes()
 MD5 = hashlib.md5(CONTENT).hexdigest()
@@ -295,21 +300,57 @@ def test_a_second_download_of_the_same_data_is_refused(server: Server, tmp_path:
     assert download("cub", tmp_path, source) == tmp_path / "Birds"
 
 
-@pytest.mark.parametrize("moment", ["unpack", "Path.unlink"])
-def test_a_download_killed_as_it_unpacks_or_after_leaves_no_archive(
+@pytest.mark.parametrize("moment", ["unpack", "shutil.rmtree", "Path.unlink"])
+def test_a_download_killed_as_it_unpacks_or_after_leaves_nothing(
     moment: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
-
     server.content = tar_of(GOOD)
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(f"dataset.download.{moment}", killed)
+
+    def killed() -> None:
+        monkeypatch.setattr(f"dataset.download.{moment}", lambda *_, **__: os._exit(9))
         download("cub", tmp_path, source_of(server))
-    assert (tmp_path / "b.tgz.part").exists()
+
+    first = multiprocessing.get_context("fork").Process(target=killed)
+    first.start()
+    first.join(60)
+    assert first.exitcode == 9 and (tmp_path / "b.tgz.part").exists()
     assert download("cub", tmp_path, source_of(server)) == tmp_path / "Birds"
-    assert [path.name for path in tmp_path.glob("[!.]*")] == ["Birds"]
+    assert [path.name for path in tmp_path.iterdir()] == ["Birds"]
     assert len(server.asked) == 1, "all of it is there"
+
+
+@contextlib.contextmanager
+def no_file_above(size: int) -> Iterator[None]:
+    """A disk that takes no more than `size` bytes of a file."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize(
+    ("content", "refused", "asked"),
+    [
+        ({"Birds/noise": CONTENT}, r"b\.tgz\.part", [None, "bytes=100000-"]),
+        ({"Birds/zeros": bytes(300_000)}, "Birds", [None]),
+    ],
+    ids=["fetching", "unpacking"],
+)
+def test_a_disk_that_takes_no_more_is_not_the_networks_fault(
+    content: dict[str, bytes], refused: str, asked: list, server: Server, tmp_path: Path
+) -> None:
+    """So nothing is tried again at once; the same command goes on from what has arrived."""
+    server.content = tar_of(content)
+    with no_file_above(100_000), pytest.raises(MachineError) as error:
+        download("cub", tmp_path, source_of(server))
+    assert re.fullmatch(
+        rf"cannot write {tmp_path}/{refused}: File too large; check its disk and run the command "
+        "again( to continue)?",
+        str(error.value),
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["b.tgz.part"]
+    assert download("cub", tmp_path, source_of(server)) == tmp_path / "Birds"
+    assert server.asked == asked and [path.name for path in tmp_path.iterdir()] == ["Birds"]
 
 
 def test_an_archive_put_there_by_hand_is_used_and_kept(server: Server, tmp_path: Path) -> None:
@@ -335,7 +376,7 @@ def test_a_full_disk_is_noticed_before_the_download(server: Server, tmp_path: Pa
 
 def test_a_data_root_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(InputError, match=r"data cannot be written .*--data-root"):
+    with pytest.raises(InputError, match=r"cannot write .*data: .*--data-root"):
         download("cub", tmp_path / "file" / "data")
 
 

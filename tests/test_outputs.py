@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,8 +18,8 @@ import options
 import report
 from evaluation.networks import all_checkpoint_files
 from net.__main__ import main as export
-from storage import write_atomically
-from utils import InputError
+from storage import check_outputs, write_atomically
+from utils import InputError, MachineError
 
 
 def evaluated(*words: object) -> None:
@@ -99,3 +101,26 @@ def test_other_files_may_be_replaced(run: Path) -> None:
     evaluated("--resume", run, "--json", run / "mine.json", "--export", run / "e.npz")
     (run / "args.json").unlink()  # no run folder: what lies there is the user's
     evaluated("--resume", run / "emoji_resnet18_best.pth", "--json", run / "results.json")
+
+
+@pytest.mark.parametrize(
+    ("number", "needed"),
+    [
+        (errno.ENOSPC, "free some space"),
+        (errno.EMFILE, r"raise the limit on files \(ulimit -n 4096\)"),
+        (errno.EROFS, "check its disk"),
+    ],
+    ids=errno.errorcode.get,
+)
+def test_what_cannot_be_written_is_told_with_what_helps(
+    number: int, needed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    for name in ("tempfile.TemporaryFile", "storage.writing._locked_temporary"):
+        with monkeypatch.context() as patched, pytest.raises(MachineError) as error:
+            patched.setattr(name, refused)
+            check_outputs({"--json": tmp_path / "a.json"})
+            write_atomically(tmp_path / "a.json", bytes)
+        error.match(rf"cannot write .*a\.json: {os.strerror(number)}; {needed} or choose another")
