@@ -31,7 +31,7 @@ from serving import guards
 from serving.api import Api, Picture
 from serving.guards import Refused
 from terminal import printable
-from utils import InputError, nearest_names
+from utils import InputError, MachineError, nearest_names
 
 logger = logging.getLogger("serving")
 
@@ -141,6 +141,8 @@ class Handler(BaseHTTPRequestHandler):
             answer = self._answer()
         except Refused as refused:
             answer = as_answer({"error": refused.sentence}, refused.status, refused.headers)
+        except MachineError as error:
+            answer = as_answer({"error": str(error)}, HTTPStatus.SERVICE_UNAVAILABLE)
         except InputError as error:
             answer = as_answer({"error": str(error)}, HTTPStatus.UNPROCESSABLE_ENTITY)
         except (ConnectionError, TimeoutError):

@@ -21,7 +21,7 @@ from PIL import Image
 from dataset.base import decode, reason
 from dataset.decoding import UnfitImageError, central_part
 from machine import cores
-from utils import InputError
+from utils import InputError, MachineError, in_words
 
 MOST_PIXELS = 120_000_000  # a phone's 108 megapixels, 0.4 GB once decoded
 MOST_SCANS = 64
@@ -95,6 +95,7 @@ def query_pixels(source: bytes | str, upright: bool, crop: Crop | None) -> np.nd
 
     Raises:
         InputError: it is not a picture, or its format or size is not accepted.
+        MachineError: the disk fails, or the process has too many open files.
     """
     try:
         if isinstance(source, bytes):
@@ -104,6 +105,11 @@ def query_pixels(source: bytes | str, upright: bool, crop: Crop | None) -> np.nd
     except MemoryError:
         raise InputError("the picture needs more memory than there is; save it smaller") from None
     except Exception as error:  # Pillow reports damage through a dozen unrelated types
+        if in_words(error):  # of the machine; they would show where the file lies
+            raise MachineError(
+                f"the picture cannot be read at the moment ({reason(error)}); try again later, and "
+                "if that does not help, check the server's disk and its permissions"
+            ) from error
         raise InputError(
             f"the picture cannot be read ({reason(error)}); JPEG, PNG, WebP, AVIF, GIF, BMP and "
             "TIFF are accepted"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import math
+import os
 import re
 import shutil
 import signal
@@ -733,6 +735,22 @@ def test_what_is_no_picture_gets_a_sentence(server, content, words):
     assert answer.status == 422 and words in answer.error
     assert b"<" not in answer.content and answer.headers["Content-Type"] == "application/json"
     assert alive(server)
+
+
+def test_a_disk_that_fails_is_neither_the_pictures_fault_nor_the_browsers(server, monkeypatch):
+    """A program may ask again later; what is no picture (422) it had better not."""
+
+    def fails(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "/srv/photos/secret.jpg")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("serving.pictures.decode", fails)
+        answer = ask(server, "/api/entries/3/image")
+    assert answer.status == 503 and "secret" not in answer.error
+    assert re.match(
+        r"the picture cannot be read .* \(Input/output error\); try again", answer.error
+    )
+    assert ask(server, "/api/entries/3/image").status == 200
 
 
 def repeated(scans: int, filling: bytes = b"") -> bytes:
