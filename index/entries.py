@@ -12,7 +12,7 @@ import numpy as np
 
 from dataset.files import composed
 from index.journal import Record
-from index.keys import encoded, keys_of
+from index.keys import encoded, key_of, keys_of
 
 
 class Entry(NamedTuple):
@@ -110,6 +110,13 @@ class Segment:
     def id(self, place: int) -> str:
         """The id of its image `place`, composed (older versions did not compose it)."""
         return composed(self.ids[place])
+
+    def id_keys(self) -> np.ndarray:
+        """(n,) uint64: the keys of its images' ids, see keys.py."""
+        keys = self.ids.keys()
+        for place in np.flatnonzero(~self.ids.are_ascii()).tolist():
+            keys[place] = key_of(self.id(place))
+        return keys
 
     def label(self, place: int) -> str | None:
         """The label of its image `place`, composed; None if it has none."""

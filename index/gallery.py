@@ -21,6 +21,7 @@ from index.form import CONTENT_SIZE
 from index.graph import Graph, graph_stamp
 from index.graph import search as search_graph
 from index.journal import Reading, Record
+from index.keys import Column, key_of
 from index.scanning import Block, Hits
 from machine import expanded
 from storage import followed
@@ -125,7 +126,7 @@ class Index:
         self._graph: Graph | None = None
         self._graph_sought = False
         self._graph_stamp: tuple[int, ...] | None = None  # when it was sought
-        self._by_id: dict[str, int] | None = None
+        self._by_id: Column | None = None
         self._by_content: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
@@ -175,13 +176,24 @@ class Index:
         Raises:
             InputError: there is none.
         """
+        id = composed(id)
+        for row in self.rows_keyed(key_of(id)):
+            if self.id(row) == id:
+                return row
+        ids = [self.id(row) for row in range(len(self))]
+        raise InputError(f"{self.path} holds no image with the id {id}; {nearest_names(id, ids)}")
+
+    def rows_keyed(self, key: np.uint64) -> list[int]:
+        """The rows of the images whose ids have this key (see keys.py); hardly ever several."""
+        return self.rows_of(np.array(self.by_id().numbers(key), np.int64)).tolist()
+
+    def by_id(self) -> Column:
+        """The numbers of the images by the keys of their ids."""
         if self._by_id is None:
-            self._by_id = {self.id(row): row for row in range(len(self))}
-        if (id := composed(id)) not in self._by_id:
-            raise InputError(
-                f"{self.path} holds no image with the id {id}; {nearest_names(id, self._by_id)}"
-            )
-        return self._by_id[id]
+            keys = [segment.id_keys() for segment in self.segments]
+            numbers = self.numbers()
+            self._by_id = Column(np.concatenate([np.empty(0, np.uint64), *keys])[numbers], numbers)
+        return self._by_id
 
     def embedding(self, row: int) -> np.ndarray:
         """(d,) float32, unit length: the embedding of the image in a row."""

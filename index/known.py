@@ -34,10 +34,9 @@ class Known:
         self._stamps, self._contents = index.stamps(), index.contents()
         self._alike: dict[str, list[int]] = {}  # by composed path, of paths that are not ASCII
         numbers = index.numbers()
-        ids = [_id_keys(segment) for segment in index.segments]
         paths = [self._path_keys(segment) for segment in index.segments]
         none = np.empty(0, np.uint64)
-        self._by_id = Column(np.concatenate([none, *ids])[numbers], numbers)
+        self._by_id = index.by_id()
         self._by_path = Column(np.concatenate([none, *paths])[numbers], numbers)
         self._by_content = Column(self._contents.view(np.uint64)[numbers, 0], numbers)
         for number in numbers[self._is_composable()[numbers]].tolist():
@@ -140,14 +139,6 @@ class Known:
     def _there(self, column: Column, key: np.uint64) -> list[int]:
         """The images with a key that were there at first, and still are."""
         return [number for number in column.numbers(key) if number not in self._gone]
-
-
-def _id_keys(segment: Segment) -> np.ndarray:
-    """The keys of its images' ids, composed."""
-    keys = segment.ids.keys()
-    for place in np.flatnonzero(~segment.ids.are_ascii()).tolist():
-        keys[place] = key_of(segment.id(place))
-    return keys
 
 
 def _is_another(known: str, path: str) -> bool:

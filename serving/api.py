@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,10 +11,13 @@ from http import HTTPStatus
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from dataset.files import folded
 from index.asking import verdict_of
 from index.files import content_of
-from serving.gallery import MOST_LISTED, Gallery, Query, State
+from index.keys import key_of
+from serving.gallery import Gallery, Query, State
 from serving.guards import MOST_BYTES, Refused
 from serving.pictures import SIDES, Crop, Shown
 from storage import digest
@@ -120,9 +124,10 @@ class Api:
 
     @staticmethod
     def _entry(state: State, row: str, query: Mapping[str, str]) -> tuple[Entry, int]:
-        """The entry in a row, or that with `check`, which had this row before others were removed.
+        """The entry in a row, or that with `check`, wherever it is by now.
 
-        Refuses a row that does not exist, and a `check` that no entry up to this row has.
+        An entry gets another row when others are removed, or its own file or label has changed.
+        Refuses a row that does not exist, and a `check` that no entry has.
         """
         number = int(row) if row.isascii() and row.isdigit() and len(row) <= 12 else -1
         check = query.get("check")
@@ -135,13 +140,13 @@ class Api:
 
 
 def _with_check(index: Index, row: int, check: str) -> tuple[Entry, int]:
-    """The entry with this `check`, and its row: `row`, or a lower one after removals."""
-    last = min(row, len(index) - 1)
-    for number in range(last, max(last - MOST_LISTED, -1), -1):
-        entry = index.entry(number)
-        if _check(entry) == check:
-            return entry, number
-    raise Refused(HTTPStatus.NOT_FOUND, "this picture is no longer in the index; search again")
+    """The entry with this `check`, and its row, which has been `row`."""
+    if 0 <= row < len(index) and _check(entry := index.entry(row)) == check:
+        return entry, row
+    found = index.rows_keyed(np.uint64(int(check, 16))) if _CHECK.fullmatch(check) else []
+    if not found:
+        raise Refused(HTTPStatus.NOT_FOUND, "this picture is no longer in the index; search again")
+    return index.entry(found[0]), found[0]
 
 
 def _same_files(index: Index, own: int | None, body: bytes, crop: Crop | None) -> set[int]:
@@ -178,9 +183,12 @@ def _name(entry: Entry) -> str:
     return printable(PurePath(entry.path).name)
 
 
+_CHECK = re.compile("[0-9a-f]{16}")
+
+
 def _check(entry: Entry) -> str:
-    """A checksum of an entry's id, which shows whether another entry has got its row."""
-    return digest(entry.id.encode("utf-8", "surrogateescape"))[:8]
+    """The key of an entry's id, by which it is found when it has got another row."""
+    return f"{key_of(entry.id):016x}"
 
 
 def _limits(found: Thresholds | None) -> dict[str, Any] | None:

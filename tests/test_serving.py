@@ -29,7 +29,7 @@ import numpy as np
 import pytest
 import tiny
 from conftest import ROOT, refusal, start_python
-from PIL import Image
+from PIL import Image, ImageOps
 from programs import Program
 
 import search
@@ -81,11 +81,13 @@ def serving(index: Path) -> Iterator[Server]:
     with Server("127.0.0.1", 0, Api(gallery), ["shop.example"]) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
-    gallery.close()
-    Image.MAX_IMAGE_PIXELS = limit
+        try:
+            yield server
+        finally:  # a test that fails would wait for the thread
+            server.shutdown()
+            thread.join()
+            gallery.close()
+            Image.MAX_IMAGE_PIXELS = limit
 
 
 @pytest.fixture(scope="module")
@@ -833,6 +835,24 @@ def test_what_is_added_and_removed_is_seen_at_once(own_shop, caplog):
         own_shop.index.write_bytes(b"damaged" + kept)
         assert find(server, as_bytes(red)).status == 200
     assert caplog.text.count("served as it was") == 2
+
+
+def test_a_picture_whose_file_or_label_changes_is_still_found_from_an_open_page(own_shop):
+    with serving(own_shop.index) as server:
+        first, other = (ask(server, f"/api/entries/{row}").json for row in (0, 1))
+        path = own_shop.folder / first["id"]
+        ImageOps.mirror(Image.open(path)).save(path)
+        table = own_shop.folder / "labels.csv"
+        table.write_text(f"path,label\n{other['id']},Renamed\n")
+        add = ["add", str(own_shop.index), str(path), str(table), "--workers", "0"]
+        search.main(add)
+        for known, label in ((first, first["label"]), (other, "Renamed")):
+            now = ask(server, f"/api/entries/{known['row']}?check={known['check']}").json
+            assert (now["id"], now["label"]) == (known["id"], label)
+            assert now["row"] >= 22  # both are among the last now
+            assert ask(server, known["thumbnail"]).status == 200
+            place = {"entry": known["row"], "check": known["check"]}
+            assert find(server, **place).json["query"] == now
 
 
 def test_an_index_that_is_being_copied_over_is_not_searched_as_it_was(own_shop, caplog):
