@@ -37,6 +37,8 @@ def examples() -> list[Example]:
     found = []
     for section in text.split("\n## ")[1:]:
         blocks = dict(re.findall(r"```(python|diff|bash)\n(.*?)```", section, re.S))
+        if not blocks:
+            continue
         first, _, code = blocks["python"].partition("\n")
         register, after, added = blocks["diff"].rstrip("\n").split("\n")
         assert added.startswith("+")
