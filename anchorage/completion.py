@@ -391,7 +391,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Prints the completion for a shell."""
     parser = Parser(
         prog="anchorage completion",
-        description="Prints what a shell needs to complete commands, flags and values.",
+        description="Print what a shell needs to complete commands, flags and values.",
         epilog='~/.bashrc: eval "$(anchorage completion bash)"\n'
         '~/.zshrc, after compinit: eval "$(anchorage completion zsh)"\n'
         "~/.config/fish/config.fish: anchorage completion fish | source",

@@ -24,7 +24,7 @@ _TO_STDOUT = "-"
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog=program("dataset"), description="Examines a data set, or fetches one.")
+    parser = Parser(prog=program("dataset"), description="Examine a data set, or fetch one.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in (_add_check(commands), _add_download(commands)):
         take(command, "--data-root", ROOT, a_path("DIR"), "folder that holds the data sets")
@@ -36,7 +36,7 @@ def _add_check(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     check = commands.add_parser(
         "check",
         help="what is there, compared with what is published, and what is wrong with it",
-        description="Says what is there, compared with what is published, and what is wrong with "
+        description="Say what is there, compared with what is published, and what is wrong with "
         "it.\nExit status: 0 clean, 1 findings, 2 not usable. Notes (such as grey images, which "
         "are converted) are not findings.",
     )
@@ -60,7 +60,7 @@ def _add_download(commands: argparse._SubParsersAction) -> argparse.ArgumentPars
     get = commands.add_parser(
         "download",
         help="fetch a data set, check it and unpack it under the data root",
-        description="Fetches a data set, checks it and unpacks it under the data root.",
+        description="Fetch a data set, check it and unpack it under the data root.",
     )
     take(get, "name", None, any_text("NAME"), f"one of {', '.join(SOURCES)}")
     return get

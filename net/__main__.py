@@ -62,12 +62,12 @@ OTHERS = ("safetensors", "card", "push_to_hub")
 
 def _parser() -> argparse.ArgumentParser:
     name = program("export").removesuffix(" export")
-    parser = Parser(prog=name, description="Writes a trained network for use elsewhere.")
+    parser = Parser(prog=name, description="Write a trained network for use elsewhere.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     export = commands.add_parser(
         "export",
         help="write a network for use elsewhere, a model card, or to the Hugging Face hub",
-        description="Writes the best network of a run, or that of a checkpoint.",
+        description="Write the best network of a run, or that of a checkpoint.",
     )
     take(export, "run", None, any_text("RUN"), "a run folder, or a checkpoint")
     take(export, "--weights", None, one_of(*WEIGHTS), WEIGHTS_TEXT)

@@ -249,7 +249,7 @@ def parse_evaluate(argv: Sequence[str] | None = None) -> Options:
 
 def parse_report(argv: Sequence[str] | None = None) -> Options:
     """The options of report.py; `runs` are the folders. See `parse_train`."""
-    about = "One HTML page that explains a run, or compares several; or all runs in a table."
+    about = "Make one HTML page that explains a run or compares several, or a table of all runs."
     args, entries, parser = _parse("report", about, REPORT_GROUPS, argv, "runs")
     _check_needs(args, entries, parser)
     if bool(args.runs) == bool(args.compare):
