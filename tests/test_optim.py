@@ -426,13 +426,6 @@ def test_the_commands_of_the_page_on_optimisation_are_accepted():
         assert args.layer_decay == 0.75 and args.ema == 0.999
 
 
-def test_every_flag_on_the_page_on_optimisation_exists():
-    text = (ROOT / "docs" / "optimisation.md").read_text(encoding="utf-8")
-    groups = (*options.TRAIN_GROUPS, *options.EVALUATE_GROUPS, *options.REPORT_GROUPS)
-    known = {spelling for group in groups for flag in group.flags for spelling in flag.spellings}
-    assert set(re.findall(r"`(--[a-zA-Z][a-zA-Z_-]+)", text)) <= known
-
-
 @pytest.mark.parametrize("epochs", [3, 8, 12])
 def test_a_cosine_of_its_own_length_is_torchs(epochs, images):
     """With one end for all groups, at whole epochs; in the longest run the rates rise again."""

@@ -351,6 +351,26 @@ def test_commands_of_documents_have_flags_that_their_programs_know() -> None:
     assert looked_at > 300
 
 
+def test_flags_in_sentences_and_tables_are_flags_of_ours() -> None:
+    of_others = {
+        "--build-arg", "--gpus-per-task", "--max-restarts", "--shm-size", "--signal", "--upgrade",
+    }  # fmt: skip
+    known = {spelling for one in syntaxes() for o in one.options for spelling in o.spellings}
+    for room in ("benchmarks", "scripts"):
+        for file in (ROOT / room).glob("*.py"):
+            known |= set(re.findall(r'"(--[a-z][\w-]*)"', file.read_text(encoding="utf-8")))
+    looked_at = 0
+    for document in DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        rest = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+        named = set(
+            re.findall(r"(?<![\w-])--[A-Za-z][\w-]*", " ".join(re.findall(r"`[^`]+`", rest)))
+        )
+        assert named <= known | of_others, (document.name, named - known - of_others)
+        looked_at += len(named)
+    assert looked_at > 300
+
+
 def test_tests_that_documents_name_are_there() -> None:
     """`tests/test_X.py -k WORDS`: each word is in the name of one of its tests."""
     named = set()
