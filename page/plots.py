@@ -74,7 +74,7 @@ def forest_picture(bars: Iterable[Bar], title: str, *, zero: bool = False) -> st
     content, width, height = _forest(shown, zero)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height + 34}" '
-        f'width="{2 * width}" font-family="sans-serif" font-size="13"><style>{PICTURE_STYLE}'
+        f'width="{3 * width // 2}" font-family="sans-serif" font-size="13"><style>{PICTURE_STYLE}'
         f'</style><rect class="paper" width="100%" height="100%" rx="6"/>'
         f'<text x="{LEFT}" y="22" font-weight="600">{as_text(title)}</text>'
         f'<g transform="translate(0 30)">{content}</g></svg>\n'

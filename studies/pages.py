@@ -145,14 +145,14 @@ def _classes_say(results: Results) -> list[str]:
     few = f" {words}" if (words := few_classes(known)) else ""
     if not sure:
         return [
-            f"Had other classes been the test ({count:,} of them were), no method would surely "
-            f"differ from {known[0].a}.{few}"
+            f"With other test classes than these {count:,}, no method would surely differ from "
+            f"{known[0].a}.{few}"
         ]
     listed = ", ".join(
         f"{test.b} ({100 * test.differences[metric].difference:+.1f})" for test in sure
     )
     return [
-        f"Drawing other test classes ({count:,} of them were) would leave these different from "
+        f"With other test classes than these {count:,}, the following would still differ from "
         f"{known[0].a}: {listed}.{few}"
     ]
 
