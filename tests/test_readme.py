@@ -22,6 +22,7 @@ from scipy import stats
 
 import losses
 from anchorage.completion import syntaxes
+from criteria import COMMANDS
 
 GUIDES = "training evaluation report library datasets demo"
 """The documents whose commands are run here; others have tests beside what they are about."""
@@ -369,6 +370,14 @@ def test_flags_in_sentences_and_tables_are_flags_of_ours() -> None:
         assert named <= known | of_others, (document.name, named - known - of_others)
         looked_at += len(named)
     assert looked_at > 300
+
+
+def test_every_loss_has_its_place_in_the_document_of_methods() -> None:
+    text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| \[\d+ .*\| (.*) \|$", text, flags=re.MULTILINE)
+    names = [name for cell in listed for name in re.findall(r"`([\w-]+)`", cell)]
+    losses_told = [name for name in names if not name.startswith("--")]
+    assert sorted(losses_told) == sorted(n for group in COMMANDS.values() for n in group)
 
 
 def test_tests_that_documents_name_are_there() -> None:
