@@ -175,7 +175,8 @@ class Training:
         """Frees the GPU memory that only training steps use: recordings and gradients."""
         self.network.record(False)
         self.optimisers.forget_gradients()
-        gc.collect()
+        if self.precision.device.type == "cuda":  # a recording is held by circles of objects
+            gc.collect()
 
     # -- checkpoints
 
