@@ -10,12 +10,6 @@ import door
 os.environ["OMP_NUM_THREADS"] = "1"
 door.settle_threads(os.environ)
 
-import torch
-
-# Before Triton is loaded: without a GPU its interpreter runs the kernels.
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
-
 import contextlib
 import errno
 import fcntl
@@ -38,7 +32,8 @@ from small_images import write_drawings, write_images
 
 LONGEST = (
     "readme metrics shares train report faults methods recipes processes efficientnet terminals "
-    "datasets data_flags evaluate door divide export studies folds released damage"
+    "datasets data_flags evaluate door divide export studies folds released damage finetuning "
+    "tracking ema kernels"
 ).split()
 """The test files that take longest come first, so that no core is left with one at the end."""
 
@@ -56,6 +51,17 @@ def pytest_configure() -> None:
     """Refuses a folder for temporary files in whose paths command lines would be cut in two."""
     if " " in tempfile.gettempdir():
         pytest.exit("the tests split command lines at spaces, and TMPDIR has one: TMPDIR=/tmp", 2)
+
+
+def pytest_collectstart() -> None:
+    """Before a test loads Triton: without a GPU its interpreter runs the kernels.
+
+    It waits until tests are collected, which the process that deals them out to others does not do.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -85,6 +91,17 @@ def run_python(
         variables: of the environment, over those of this process.
     """
     return programs.run(*_called(arguments, cwd, variables))
+
+
+def run_code(
+    code: str, *arguments: object, cwd: Path, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs `code` as a program that lies in the folder `cwd`; see `run_python`.
+
+    Unlike with `python -c`, which tests of what a program loads want, torch is there already.
+    """
+    (cwd / "program.py").write_text(code)
+    return run_python("program.py", *arguments, cwd=cwd, **variables)
 
 
 def start_python(
@@ -203,6 +220,16 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def maps_here() -> Iterator[None]:
+    """Lets t-SNE place maps here: its own process takes two seconds to load scikit-learn."""
+    import page.tsne
+
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setattr("page.map._tsne", page.tsne.places)
+        yield
 
 
 @pytest.fixture

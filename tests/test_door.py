@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import tiny
-from conftest import ROOT, run_python, start_python
+from conftest import ROOT, run_code, run_python, start_python
 from programs import Program
 
 import door
@@ -215,10 +215,10 @@ def test_a_full_disk_is_a_sentence_wherever_it_is_met():
 
 
 @pytest.mark.parametrize("made", ["bytearray(1 << 60)", "__import__('torch').empty(1 << 60)"])
-def test_full_memory_is_a_sentence_and_for_who_asks_a_status_of_its_own(made):
+def test_full_memory_is_a_sentence_and_for_who_asks_a_status_of_its_own(made, tmp_path):
     code = f"from utils import sentence_errors\nwith sentence_errors(): {made}"
     for variables, status in ({}, 2), ({STATUS_BY_KIND: "1"}, 71):
-        done = run_python("-c", code, **variables)
+        done = run_code(code, cwd=tmp_path, **variables)
         assert done.returncode == status and "Traceback" not in done.stderr
         assert done.stderr.startswith("error: this machine's memory is full")
 

@@ -28,6 +28,8 @@ from page import records
 from training.average import Average
 from utils import InputError
 
+pytestmark = pytest.mark.usefixtures("maps_here")
+
 RUN = "--ema 0.9 --epochs 3 --amp off"
 
 

@@ -19,7 +19,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from conftest import FIXTURES, ROOT, run_python
+from conftest import FIXTURES, ROOT, run_code, run_python
 from released_weights import released_tensor
 from torch import nn
 
@@ -263,7 +263,7 @@ def test_shortcuts_have_a_stride_however_few_their_channels(width: float) -> Non
     assert_close(mine, theirs)
 
 
-def test_a_narrow_network_survives_odd_batches_on_several_threads() -> None:
+def test_a_narrow_network_survives_odd_batches_on_several_threads(tmp_path: Path) -> None:
     code = (
         "import torch; from net.resnet import BasicBlock, ResNet; torch.set_num_threads(4)\n"
         "network = ResNet(BasicBlock, (1, 1, 1, 1), 'small', 0.125).train()\n"
@@ -272,7 +272,7 @@ def test_a_narrow_network_survives_odd_batches_on_several_threads() -> None:
         "    images = torch.randn(15, 3, 64, 64).to(memory_format=torch.channels_last)\n"
         "    network(images).sum().backward()\n"
     )
-    done = run_python("-c", code)
+    done = run_code(code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 

@@ -24,6 +24,8 @@ from net import load_run
 from net.export import Graph
 from utils import InputError
 
+pytestmark = pytest.mark.usefixtures("maps_here")
+
 COMMON = "--epochs 2 --warm 0 --amp off"
 RUNS = {
     "pooling": f"{COMMON} --pooling max --input-spec white --eval-zoom 0.9 --image-size 48",

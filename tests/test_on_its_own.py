@@ -22,6 +22,8 @@ from net import load_run
 from net.__main__ import main as export
 from utils import InputError
 
+pytestmark = pytest.mark.usefixtures("maps_here")
+
 FLAGS = [*tiny.NETWORK, "--epochs", "1", "--warm", "0", "--keep", "1", "--LOG_DIR", "logs"]
 
 

@@ -36,6 +36,8 @@ from training import start
 from training.state import Training
 from utils import InputError
 
+pytestmark = pytest.mark.usefixtures("maps_here")
+
 RNG = np.random.default_rng(0)
 
 

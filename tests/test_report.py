@@ -54,11 +54,13 @@ from page.build import build
 from page.explained import explain, look
 from page.learned import Learned, nearest_proxy
 from page.lines import collect
-from page.map import embedding_map
+from page.map import _tsne, embedding_map
 from page.pairs import pairs
 from page.thumbnails import Thumbnails
 from runs import ClassHistory, RunFolder
 from utils import InputError
+
+pytestmark = pytest.mark.usefixtures("maps_here")
 
 EVIL = "<script>alert(1)</script>"
 DIVIDED = {"masks", "clusters"}
@@ -891,7 +893,13 @@ def test_a_page_survives_any_embeddings(name):
     assert "</html>" in build([look(learned, (), "")], thumbs)
 
 
-def test_different_embeddings_have_tsne_and_what_is_alike_lies_together():
+@pytest.fixture
+def tsne_apart(monkeypatch):
+    """Its own process again, as outside of these tests."""
+    monkeypatch.setattr("page.map._tsne", _tsne)
+
+
+def test_different_embeddings_have_tsne_and_what_is_alike_lies_together(tsne_apart):
     judged = of(unlike(4).repeat_interleave(10, 0) + 0.01 * unlike(40))
     found = embedding_map(judged, Thumbnails(10**5), 1)
     assert found["note"] == "" and "principal" not in found
@@ -911,7 +919,7 @@ def test_different_embeddings_have_tsne_and_what_is_alike_lies_together():
         (None, "t-SNE could not be started"),
     ],
 )
-def test_a_map_survives_the_death_of_tsne(child, words, monkeypatch):
+def test_a_map_survives_the_death_of_tsne(child, words, tsne_apart, monkeypatch):
     command = ["/nowhere/python"] if child is None else [sys.executable, "-c", child]
     monkeypatch.setattr("page.map.COMMAND", command)
     # A busy machine takes a while to start a Python, which is no hanging.

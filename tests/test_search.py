@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from conftest import ROOT, counted, refusal, run_cli, run_python
+from conftest import ROOT, counted, refusal, run_cli, run_code
 from PIL import Image
 
 import search
@@ -1591,7 +1591,7 @@ for square in (48, embed.model.viewing.image_size):  # resized, and just as it i
     vectors, readable = files.embedded(embed, paths, workers=0)
     assert readable.all() and np.allclose(vectors, embed(paths), atol=1e-5)
 """
-    done = run_python("-c", code, cwd=shop)  # torch warns once per process
+    done = run_code(code, cwd=shop)  # torch warns once per process
     assert (done.returncode, done.stderr) == (0, "")
 
 

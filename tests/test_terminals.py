@@ -42,6 +42,8 @@ from training.describing import describe
 from training.progress import progress_bar
 from utils import InputError
 
+pytestmark = pytest.mark.usefixtures("maps_here")
+
 TITLE = "esc\x1b]0;title\x07"
 BYTES = "b\udcffd"
 TURNED = "a\u202eb"

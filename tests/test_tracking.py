@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-from conftest import ROOT, SMALL, run_cli, run_python
+from conftest import ROOT, SMALL, run_cli, run_code
 from PIL import Image
 
 from training import tracking
@@ -370,7 +370,7 @@ def test_wandb_is_quiet_where_the_home_folder_cannot_be_written(tmp_path):
     )
     quiet = {"HOME": str(tmp_path), "XDG_CACHE_HOME": "", "WANDB_CACHE_DIR": ""}
     (tmp_path / "run").mkdir()
-    done = run_python("-c", code, cwd=tmp_path, **quiet, WANDB_MODE="offline")
+    done = run_code(code, cwd=tmp_path, **quiet, WANDB_MODE="offline")
     assert done.returncode == 0 and done.stdout + done.stderr == ""
     assert list((tmp_path / "run/wandb").glob("offline-run-*/*.wandb"))
 
@@ -438,7 +438,8 @@ def test_what_wandbs_own_variables_name_holds(monkeypatch, tmp_path):
     assert "name" not in told and (told["group"], told["tags"]) == ("g", ("t",))
     code = "import options, sys; print(options.parse_train(sys.argv[1:]).wandb_project)"
     for words, project in (([], "mine"), (["--wandb-project", "other"], "other")):
-        assert run_python("-c", code, *words, WANDB_PROJECT="mine").stdout == f"{project}\n"
+        done = run_code(code, *words, cwd=tmp_path, WANDB_PROJECT="mine")
+        assert done.stdout == f"{project}\n"
 
 
 class Begun:
