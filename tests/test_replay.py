@@ -5,6 +5,7 @@ That both give the same bits on a GPU is tested in test_gpu.py.
 
 from __future__ import annotations
 
+import gc
 import weakref
 
 import pytest
@@ -221,6 +222,24 @@ def test_an_evaluation_that_does_not_fit_beside_a_recording_has_its_memory(
 def test_the_last_look_and_the_page_have_the_memory_of_a_recording(small_gpu, images, tmp_path):
     tiny.run(images, tmp_path, "once", "--warm 0 --epochs 5 --eval-every 5 --val-classes 0.5")
     assert small_gpu[-1] == "fits" and Kept.made == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU's memory is collected")
+def test_a_run_on_a_cpu_collects_no_garbage(images, tmp_path):
+    """Which frees nothing there, and takes the longer the more a program has loaded."""
+    collected = []
+
+    def note(phase, about):
+        collected.append(phase)
+
+    gc.disable()
+    gc.callbacks.append(note)
+    try:
+        tiny.run(images, tmp_path, "run", "--warm 0 --max-steps 1")
+    finally:
+        gc.callbacks.remove(note)
+        gc.enable()
+    assert not collected
 
 
 def test_a_full_gpu_without_a_recording_is_not_asked_again(images, monkeypatch):
