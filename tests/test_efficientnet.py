@@ -287,7 +287,7 @@ def test_depthwise_kernels_that_train_on_a_cpu_do_so_in_float32(frozen, monkeypa
 
 # --- the demo -------------------------------------------------------------------------------------
 
-FEW_CLASSES = "--ratio-classes 0.1 --wandb disabled --no-report --workers 0 --metrics retrieval"
+FEW_CLASSES = "--ratio-classes 0.05 --wandb disabled --no-report --workers 0 --metrics retrieval"
 
 
 def retrieved(flags: str, folder: Path, name: str) -> float:
