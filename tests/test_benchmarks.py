@@ -108,6 +108,7 @@ def test_flops_are_those_of_the_layers(tmp_path):
     assert profiling.flops_of(training, batch) == expected
 
 
+@pytest.mark.slow
 def test_rows_from_jpeg_files_and_a_network_that_does_not_exist():
     done = run_python(
         *("benchmarks/training.py", "--models", "resnet00", "resnet10", "--data", "jpeg"),
@@ -211,6 +212,7 @@ def test_all_tests_of_a_gpu_are_where_the_check_looks():
     assert marked == ["test_gpu.py"]
 
 
+@pytest.mark.slow
 def test_losses_are_timed_without_the_library(tmp_path):
     sizes = ["--repeats", "1", "--batch", "12", "--dim", "8", "--classes", "5"]
     timed = ["benchmarks/losses.py", *sizes, "--only", "triplet", "NormSoftmax"]

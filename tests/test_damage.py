@@ -364,6 +364,7 @@ def test_a_state_that_no_training_can_have_is_refused(spoil: str, run: Path) -> 
 # --- a sample of all ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_sample_of_damages_is_refused_in_sentences() -> None:
     done = run_python("benchmarks/damage.py", "--damages", 4, "--seed", 3)
     assert done.returncode == 0, done.stdout + done.stderr
