@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +78,7 @@ def test_every_sensible_pair_trains_on_the_embedded_data(
     loss: str, method: str, tmp_path: Path
 ) -> None:
     flags = f"--ratio-classes 0.1 --epochs 1 --warm 0 --IPC 2 --loss {loss} {METHODS[method]}"
-    where = f"--data-root {ROOT / 'data'} --LOG_DIR {tmp_path} --name run"
+    where = f"--metrics retrieval --data-root {ROOT / 'data'} --LOG_DIR {tmp_path} --name run"
     train.main(options.parse_train([*SMALL, *flags.split(), *where.split()]))
     (row,) = tiny.metrics_rows(tmp_path / "run")
     assert np.isfinite(float(row["loss"])) and float(row["R@1"]) > 1 / 54  # chance
@@ -496,6 +498,12 @@ DIVIDED = (
 LEARNED = f"{DIVIDED} --mask-lr-mult 10"
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a run with these flags, trained when it is first asked for."""
+    return cache(lambda flags: tiny.run(images, tmp_path_factory.mktemp("logs"), "whole", flags))
+
+
 @pytest.mark.parametrize(
     ("flags", "epochs", "steps"),
     [
@@ -517,9 +525,14 @@ LEARNED = f"{DIVIDED} --mask-lr-mult 10"
     ],
 )
 def test_a_resumed_run_ends_bit_by_bit_like_an_uninterrupted_one(
-    flags: str, epochs: int, steps: int, images: Path, tmp_path: Path
+    flags: str,
+    epochs: int,
+    steps: int,
+    uninterrupted: Callable[[str], Path],
+    images: Path,
+    tmp_path: Path,
 ) -> None:
-    whole = tiny.run(images, tmp_path, "whole", flags)
+    whole = uninterrupted(flags)
     ends = [0, *(int(row["step"]) for row in tiny.metrics_rows(whole))]
     stop = ends[epochs] + steps
     assert stop < ends[-1]
