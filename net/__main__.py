@@ -194,7 +194,8 @@ def share(args: argparse.Namespace, model: Model) -> None:
     if args.push_to_hub:
         name = args.push_to_hub
         card = _card(args, model, opened, f"{hub.PREFIX}{name}")
-        with tempfile.TemporaryDirectory() as folder:
+        # What has arrived there has arrived, whether or not the files here can be removed.
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             write_bundle(opened, card, Path(folder))
             words = f"{card.record.method} on {card.data}, by Anchorage"
             address = hub.upload(Path(folder), name, private=args.private, message=words)

@@ -11,7 +11,6 @@ import contextlib
 import importlib
 import io
 import logging
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -121,10 +120,7 @@ def export_onnx(graph: Graph, path: Path, note: str = "") -> float:
                 f"({first_line(error)}); {installing('--upgrade', 'onnxscript')}"
             ) from error
     program.model.metadata_props["input"] = note
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "model.onnx"
-        program.save(file, external_data=False)
-        content = file.read_bytes()
+    content = program.model_proto.SerializeToString()
     session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
 
     def run(images: Tensor) -> Tensor:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
+import os
 import re
 import shutil
 import sys
@@ -321,6 +323,19 @@ def test_a_run_goes_to_the_hub_and_comes_back(root, run, hub, capsys):
     assert hub.asked["revision"] == "main"
     (found,) = networks.checkpoint_files("hf:me/birds.v1")
     assert found == files["model.safetensors"]
+
+
+def test_what_has_arrived_is_told_though_the_disk_here_does_not_tidy_up(
+    run, hub, tmp_path, monkeypatch, capsys
+):
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "README.md")
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with monkeypatch.context() as patched:
+        patched.setattr(hub, "upload_folder", lambda **_: patched.setattr("os.unlink", fails))
+        export(run, "--push-to-hub", "me/birds")
+    assert "load_run('hf:me/birds')" in capsys.readouterr().out
 
 
 def test_a_model_of_the_hub_is_asked_for_once(root, run, hub, tmp_path, monkeypatch):
