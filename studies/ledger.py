@@ -140,6 +140,7 @@ class Ledger:
             for folder in (self.folder, *(self.folder / one.folder for one in self.plan.entrants)):
                 remove_left_over(folder)
             self._try_again()
+            self._remove_spare_weights()
 
     def _try_again(self) -> None:
         """Deletes the results of failed runs, so that they are tried again."""
@@ -147,6 +148,17 @@ class Ledger:
             for seed in range(1, self.plan.seeds + 1):
                 if "error" in (self.result(entrant, f"seed{seed}") or {}):
                     self.result_file(entrant, f"seed{seed}").unlink()
+
+    def _remove_spare_weights(self) -> None:
+        """Removes the weights that killed workers have left after they had judged them."""
+        for entrant in self.plan.entrants:
+            seeds = range(2, self.plan.seeds + 1)
+            judged = [f"seed{seed}" for seed in seeds if self.is_judged(entrant, seed)]
+            for trial in self.trials(entrant):
+                name = Work("trial", entrant, trial.number).name
+                judged += [f"{name}-fold{fold}" for fold in range(len(trial.folds))]
+            for name in judged:
+                remove_weights(self.folder / entrant.folder / name)
 
     def _check_budget(self, trials: int) -> None:
         """Raises InputError if the plan has a number of trials that would be unfair.
@@ -429,6 +441,12 @@ def _content(path: Path, advice: str) -> dict[str, Any] | None:
         if not isinstance(content, dict):
             raise ValueError("it has no entries")
         return content
+
+
+def remove_weights(run: Path) -> None:
+    """Removes a run's checkpoints, because a study has many runs."""
+    for file in run.glob("*.pth"):
+        file.unlink(missing_ok=True)  # another worker may remove them just now
 
 
 def claim_of(work: Work) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from page.records import Record, metrics_in
 from storage import write_json
 from studies import judging
-from studies.ledger import Ledger, Work
+from studies.ledger import Ledger, Work, remove_weights
 from studies.places import Place
 from studies.trainer import STOPPED, Failed, Stopped, Trainer, Watch, failure, last_words
 from utils import our_command
@@ -60,7 +60,7 @@ class Worker:
                 self.done(f"{work.title}: failed: {error}")
                 return
             trial.set_user_attr(f"fold{fold}", reached)
-            _remove_weights(record.path)
+            remove_weights(record.path)
             if watch.pruned:
                 study.tell(trial, state=optuna.trial.TrialState.PRUNED)
                 self.done(f"{work.title}: stopped early, behind the others")
@@ -92,7 +92,7 @@ class Worker:
         about = {"values": dict(chosen.values), "seconds": record.seconds, **_bonus(record)}
         write_json(out, found | about)
         if work.number > 1:  # the first seed keeps its weights, for pages, searches and exports
-            _remove_weights(record.path)
+            remove_weights(record.path)
         metric = ledger.plan.metric
         first = next(iter(found["results"].values()))
         self.done(f"{work.title}: {metric} {first[metric]:.4f} on the test classes")
@@ -146,9 +146,3 @@ def _bonus(record: Record) -> dict[str, Any]:
     """R@1 of the best and of the last epoch, which show the gain from picking on test classes."""
     values = [row["R@1"] for row in record.evaluated]
     return {"best R@1": max(values), "last R@1": values[-1], "evaluations": len(values)}
-
-
-def _remove_weights(path: Path) -> None:
-    """Removes a run's checkpoints, because a study has many runs."""
-    for file in path.glob("*.pth"):
-        file.unlink()

@@ -351,6 +351,21 @@ def test_two_workers_are_never_at_the_same_work(ledger):
     assert ledger.next().name == "trial001" and first.entrant.name == "PA"
 
 
+def test_weights_that_a_killed_worker_had_judged_are_removed_by_the_next_start(ledger):
+    """All but those of the first seed, which is for pages and searches."""
+    one = ledger.plan.entrants[0]
+    do_trial(ledger, ledger.next())
+    for seed in (1, 2):
+        write_json(ledger.result_file(one, f"seed{seed}"), {"results": {}, "values": {}})
+    names = ("trial000-fold0", "trial000-fold1", "trial001-fold0", "seed1", "seed2", "seed3")
+    weights = [ledger.folder / one.folder / name / "last.pth" for name in names]
+    for file in weights:
+        file.parent.mkdir()
+        file.touch()
+    Ledger(ledger.plan).begin()
+    assert [file.parent.name for file in weights if file.exists()] == [*names[2:4], *names[5:]]
+
+
 def test_a_worker_that_is_killed_as_it_writes_keeps_nobody_waiting(tmp_path, monkeypatch):
     """In `logs/`, as by default: a lock that is a link, with a relative path, leads nowhere."""
     monkeypatch.chdir(tmp_path)
