@@ -106,15 +106,23 @@ def not_written(path: Path, error: OSError, what_to_do: str) -> MachineError:
     Args:
         what_to_do: besides what the machine needs; follows that in the sentence.
     """
-    needed = _NEEDED.get(error.errno or 0, "check its disk")
-    return MachineError(f"cannot write {path}: {error.strerror or error}; {needed} {what_to_do}")
+    return MachineError(
+        f"cannot write {path}: {error.strerror or error}; {_needed(error)} {what_to_do}"
+    )
 
 
-_NEEDED = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space"),
-    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit on files (ulimit -n 4096)"),
-}
-"""What a machine needs before it can write, by the number of its error."""
+def not_read(what: str, error: OSError) -> MachineError:
+    """The error to raise about a file, named by `what`, that could not be opened or read."""
+    return MachineError(f"{what} cannot be read ({error.strerror or error}); {_needed(error)}")
+
+
+def _needed(error: OSError) -> str:
+    """What helps against an error of a disk."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "free some space"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "raise the limit on files (ulimit -n 4096)"
+    return "check its permissions" if isinstance(error, PermissionError) else "check its disk"
 
 
 _DISK_TROUBLES = (

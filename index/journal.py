@@ -26,7 +26,7 @@ import numpy as np
 
 from dataset.decoding import need_file, reason
 from storage import digest, held, remove_left_over, write_atomically
-from utils import DamagedError, InputError, not_written
+from utils import DamagedError, InputError, not_read, not_written
 
 MAGIC, VERSION = b"ANCHORIX", 1
 ALIGNMENT = 64
@@ -177,9 +177,9 @@ def _opened(path: Path) -> int:
             f"index {path} does not exist; check the path, or make it with `build`"
         ) from None
     except OSError as error:
-        raise InputError(
-            f"index {path} cannot be read ({reason(error)}); check the path and its permissions"
-        ) from error
+        if error.errno:
+            raise not_read(f"index {path}", error) from error
+        raise InputError(f"index {path} cannot be read ({reason(error)}); give a file") from error
 
 
 def _mark_of(source: Source) -> Mark:

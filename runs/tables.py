@@ -15,7 +15,7 @@ import numpy as np
 
 from processes import main_only
 from storage import as_json, as_table, digest, load_arrays, save_arrays, write_content
-from utils import DamagedError, InputError, MachineError, damage_in_words
+from utils import DamagedError, MachineError, damage_in_words, not_read
 
 LONGEST_COUNT = 15  # digits of an epoch or step
 
@@ -72,7 +72,7 @@ class TextFiles:
         """The content of a file, which older versions wrote without a checksum.
 
         Raises:
-            InputError: it cannot be read.
+            MachineError: it cannot be read.
             DamagedError: it is not as it was written.
         """
         path = self.folder / name
@@ -80,7 +80,7 @@ class TextFiles:
             try:
                 content = path.read_bytes()
             except OSError as error:
-                raise InputError(f"{path} cannot be read ({error.strerror})") from error
+                raise not_read(str(path), error) from error
             noted = self._noted().get(name)
             if noted is None or digest(content) in noted:
                 return content

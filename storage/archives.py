@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from storage.writing import write_atomically
-from utils import DamagedError, InputError
+from utils import DamagedError, InputError, not_read
 
 _SEAL = b"checksum blake2b-128 "
 _SEAL_LENGTH = len(_SEAL) + 32
@@ -92,16 +92,15 @@ def opened(path: Path, what: str) -> Iterator[BinaryIO]:
     """Opens a file whose checksum, if it has one, is right.
 
     Raises:
-        InputError: it is missing, cannot be opened, or differs from its checksum.
+        InputError: it is missing, or differs from its checksum.
+        MachineError: it cannot be opened.
     """
     path = Path(path)
     need_file(path, what)
     try:
         file = path.open("rb")
     except OSError as error:
-        raise InputError(
-            f"{what} {path} cannot be read ({error.strerror}); check its permissions"
-        ) from error
+        raise not_read(f"{what} {path}", error) from error
     with file:
         _check(file, f"{what} {path}")
         yield file

@@ -18,7 +18,7 @@ import options
 import report
 from evaluation.networks import all_checkpoint_files
 from net.__main__ import main as export
-from storage import check_outputs, write_atomically
+from storage import check_outputs, load_arrays, write_atomically
 from utils import InputError, MachineError
 
 
@@ -109,10 +109,11 @@ def test_other_files_may_be_replaced(run: Path) -> None:
         (errno.ENOSPC, "free some space"),
         (errno.EMFILE, r"raise the limit on files \(ulimit -n 4096\)"),
         (errno.EROFS, "check its disk"),
+        (errno.EACCES, "check its permissions"),
     ],
     ids=errno.errorcode.get,
 )
-def test_what_cannot_be_written_is_told_with_what_helps(
+def test_what_cannot_be_written_or_read_is_told_with_what_helps(
     number: int, needed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(*_: object, **__: object) -> None:
@@ -124,3 +125,8 @@ def test_what_cannot_be_written_is_told_with_what_helps(
             check_outputs({"--json": tmp_path / "a.json"})
             write_atomically(tmp_path / "a.json", bytes)
         error.match(rf"cannot write .*a\.json: {os.strerror(number)}; {needed} or choose another")
+    (tmp_path / "a.npz").touch()
+    with monkeypatch.context() as patched, pytest.raises(MachineError) as error:
+        patched.setattr("pathlib.Path.open", refused)
+        load_arrays(tmp_path / "a.npz", "the array")
+    error.match(rf"the array .*a\.npz cannot be read \({os.strerror(number)}\); {needed}$")
