@@ -26,7 +26,7 @@ from terminal import (
     silence_notices,
     speak_to_any_terminal,
 )
-from utils import InputError, MachineError, sentence_errors
+from utils import InputError, MachineError, end_with, in_words, sentence_errors
 
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """How OpenMP's threads wait, for any runtime, for GNU's (torch on Linux) and LLVM's (macOS)."""
@@ -70,17 +70,20 @@ def loaded() -> None:
 
 
 def _end_with_a_word(speaks: bool) -> None:
-    """Replaces the traceback of an uncaught Ctrl-C by one word.
+    """Replaces the traceback of an uncaught Ctrl-C by one word, and of known errors by a sentence.
 
-    The program still ends by the signal, so that a shell's loop around it ends too.
+    After Ctrl-C the program still ends by the signal, so that a shell's loop around it ends too.
     """
     before = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if not issubclass(kind, KeyboardInterrupt):
+        if issubclass(kind, KeyboardInterrupt):
+            if speaks:
+                say("interrupted", file=sys.stderr)
+        elif meant := in_words(error):  # raised while the command's modules were loaded
+            end_with(meant)
+        else:
             before(kind, error, trace)
-        elif speaks:
-            say("interrupted", file=sys.stderr)
 
     sys.excepthook = hook
 

@@ -59,13 +59,13 @@ def sentence_errors() -> Iterator[None]:
         with full_gpu_in_words(f"the GPU's memory is full; {ROOM_ON_A_GPU}"):
             yield
     except InputError as error:
-        _end(error)
+        end_with(error)
     except (OSError, RuntimeError, MemoryError) as error:
         if (meant := in_words(error)) is None:
             raise
         # Half-initialised objects would each print one more error when they are deleted.
         sys.unraisablehook = lambda _: None
-        _end(meant)
+        end_with(meant)
 
 
 def in_words(error: BaseException) -> InputError | None:
@@ -90,6 +90,12 @@ def in_words(error: BaseException) -> InputError | None:
         return MachineError(
             f"this machine's memory is full ({first_line(error)}); end what else uses it, or use a "
             "smaller batch or fewer --workers"
+        )
+    if isinstance(error, ImportError) and "failed to map segment" in str(error):
+        return MachineError(
+            f"a library cannot be loaded ({first_line(error)}): this process may not use so much "
+            "memory, or that disk may hold no programs; raise the limit (ulimit -v unlimited), or "
+            "install elsewhere"
         )
     if number in _DISK_TROUBLES:
         place = f"{error.filename} cannot" if error.filename else "a file could not"
@@ -204,7 +210,8 @@ def as_clause(sentence: str) -> str:
     return (sentence[:1].lower() + sentence[1:] if is_word else sentence).removesuffix(".")
 
 
-def _end(error: InputError) -> NoReturn:
+def end_with(error: InputError) -> NoReturn:
+    """Ends the process with the sentence of an error, and its exit status."""
     say(fitted(f"error: {error}", "  ", sys.stderr), file=sys.stderr)
     raise SystemExit(error.exit_status()) from None
 

@@ -223,6 +223,21 @@ def test_full_memory_is_a_sentence_and_for_who_asks_a_status_of_its_own(made, tm
         assert done.stderr.startswith("error: this machine's memory is full")
 
 
+@pytest.mark.parametrize("command", ["search.py info x", "train.py --dataset emoji"])
+def test_a_limit_below_what_torch_needs_is_a_sentence(command):
+    # As queues set it for a job. One of these loads torch in its main, the other before it.
+    limited = 'ulimit -v 600000; exec "$@"'
+    done = subprocess.run(
+        ["bash", "-c", limited, "bash", sys.executable, *command.split()],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "error: a library cannot be loaded" in done.stderr and "ulimit -v" in done.stderr
+
+
 def test_where_it_does_not_run_it_says_so():
     code = "import sys; sys.modules['fcntl'] = None; import door; door.enter()"
     done = run_python("-c", code)
