@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from conftest import refusal
+from conftest import ROOT, refusal
 from PIL import Image
 
 import dataset
@@ -229,8 +229,10 @@ def test_too_few_classes_are_refused_in_a_sentence(
 
 
 def test_a_run_keeps_its_settings_and_names_what_comes_next(
-    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.index").touch()  # of another run: the command that is printed must not fail
     # In fewer steps than are chosen.
     quick = "--max-steps 2 --workers 0 --wandb disabled --no-report --embedding-size 8 --name first"
     args = parse(photos, *quick.split(), "--LOG_DIR", str(tmp_path))
@@ -238,9 +240,10 @@ def test_a_run_keeps_its_settings_and_names_what_comes_next(
     said = capsys.readouterr().out
     assert "chosen      for 30 training images of 5 classes" in said
     search = said.partition("search:")[2].split()
-    assert search[:4] == ["python", "search.py", "build", str(tmp_path / "first")]
-    assert search[4:8] == ["--images", str(photos), "--index", "train.index"]
-    assert search[8:12] == ["python", "search.py", "serve", "train.index"]
+    script = str(ROOT / "search.py")
+    assert search[:4] == ["python", script, "build", str(tmp_path / "first")]
+    assert search[4:8] == ["--images", str(photos), "--index", "train-2.index"]
+    assert search[8:12] == ["python", script, "serve", "train-2.index"]
     stored = json.loads((tmp_path / "first/args.json").read_text())
     assert stored["model"] == suited.MODEL and stored["defaults"] == "suited"
     assert stored["batch_size"] == args.batch_size

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain, count
 from typing import Any
 
 import numpy as np
@@ -288,7 +290,7 @@ class Keeper:
         data = dataset.find(self.training.options["dataset"])
         if not isinstance(data, OwnData):
             return []
-        index = f"{data_name(self.training.options['dataset'])}.index"
+        index = _free_index(data_name(self.training.options["dataset"]))
         search = program("search")
         build = f"{search} build {as_shell(self.run.path, '--images', data.path)}"
         return [
@@ -313,6 +315,12 @@ class Keeper:
             f"Epoch {clock.best_epoch} had the best R@1 on the validation classes "
             f"({clock.best:.4f}). {last}"
         )
+
+
+def _free_index(name: str) -> str:
+    """A name for an index that no file in the current folder has; `build` overwrites none."""
+    names = chain([name], (f"{name}-{number}" for number in count(2)))
+    return next(index for each in names if not os.path.lexists(index := f"{each}.index"))
 
 
 def _without_verification(result: Result) -> Result:
