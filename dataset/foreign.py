@@ -10,6 +10,8 @@ from dataset.decoding import need_file
 
 HEAD = 512  # first bytes by which they are recognised
 
+ADDRESS = "is an address; images are read from files: download it, and name that"
+
 _UNPACK = "an archive; unpack it, and name the folder that comes out of it: folder:PATH"
 _SHEET = "a spreadsheet; save it as CSV there"
 _COLUMNS = "and images are listed in CSV, with the columns path and label; write it as that"

@@ -20,7 +20,7 @@ import numpy as np
 from dataset.base import SPLITS, PathTable
 from dataset.decoding import reason
 from dataset.files import OnDisk, is_file, is_folder
-from dataset.foreign import is_address
+from dataset.foreign import ADDRESS, is_address
 from dataset.own import Note, OwnData, Rows, check_one_held_out, numbered, split_of
 from dataset.spreadsheet import read_rows
 from machine import expanded
@@ -215,10 +215,7 @@ class _Table:
         if not path or not label:
             raise self._fault(line, f"the {'label' if path else 'path'} is empty; fill it in")
         if is_address(path):
-            raise self._fault(
-                line,
-                f"{path} is an address; images are read from files: download it, and name that",
-            )
+            raise self._fault(line, f"{path} {ADDRESS}")
         path = self.on_disk(expanded(path))
         if _has_break(label) or (_has_break(path) and not self.on_disk.is_there(path)):
             raise self._fault(

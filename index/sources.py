@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dataset.files import composed, is_file, is_folder, warn_once
+from dataset.foreign import ADDRESS, is_address
 from dataset.spreadsheet import read_rows
 from dataset.table import BOX_NAMES, OnDisk
 from dataset.tree import tree
@@ -62,14 +63,17 @@ def photos_of(given: Iterable[str | os.PathLike[str]]) -> list[Photo]:
 
 
 def _of(given: str) -> Iterator[Photo]:
+    is_table = given.startswith("csv:")
     for prefix in ("folder:", "csv:"):  # as for --dataset
         given = given.removeprefix(prefix)
+    if is_address(given):
+        raise InputError(f"{given} {ADDRESS}")
     path = absolute(expanded(given))
     if is_folder(path):
         yield from _in_folder(path, given)
     elif not os.path.lexists(path):
         raise InputError(f"{given} does not exist; give folders, image files or tables (.csv)")
-    elif Path(path).suffix.lower() in TABLES:
+    elif is_table or Path(path).suffix.lower() in TABLES:
         yield from _in_table(path, given)
     else:
         yield Photo(path)
@@ -123,6 +127,8 @@ def _in_table(path: str, given: str) -> Iterator[Photo]:
         values = {n: row[at].strip() if at < len(row) else "" for n, at in place.items()}
         if not values["path"]:
             raise InputError(f"{given} line {line}: the path is empty; fill it in")
+        if is_address(values["path"]):
+            raise InputError(f"{given} line {line}: {values['path']} {ADDRESS}")
         file = absolute(os.path.join(folder, on_disk(expanded(values["path"]))))  # noqa: PTH118
         if not count and not is_file(file):
             raise InputError(

@@ -1150,6 +1150,17 @@ def test_tables_are_read_as_for_training(tmp_path: Path, caplog: pytest.LogCaptu
         (photo,) = sources.photos_of([tmp_path / "t.csv"])
         assert photo.path == str(tmp_path / "gru\u0308n/a.png")
     assert "t.csv: x_1 and y1 are not used; pictures are looked at whole" in caplog.text
+    (tmp_path / "t.csv").rename(tmp_path / "t.txt")  # a table is one by what it is called here
+    assert sources.photos_of([f"csv:{tmp_path / 't.txt'}"])[0].label == "Cup"
+    (tmp_path / "t.jsonl").write_text('{"path": "a.png"}\n')
+    (tmp_path / "t.csv").write_text("path\nhttps://shop.example/a.png\n")
+    for given, said in {
+        f"csv:{tmp_path / 't.jsonl'}": "is JSON, and images are listed in CSV",
+        f"{tmp_path / 't.csv'}": "line 2: https://shop.example/a.png is an address; .*download it",
+        "s3://shop/photos": "^s3://shop/photos is an address; .*download it",
+    }.items():
+        with pytest.raises(InputError, match=said):
+            sources.photos_of([given])
 
 
 # --- what becomes of images, without a network ----------------------------------------------------
