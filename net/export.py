@@ -83,7 +83,8 @@ def describe_input(
         how = "bicubic" if cubic else "bilinear"
         cut = f"short side to {resize} pixels ({how}, antialiased), then the central {size}"
     turned = "turned as their EXIF data say" if upright else "as stored, EXIF data ignored"
-    return f"float32 (B, 3, {size}, {size}), RGB, 0..255: pictures {turned}; {cut}"
+    seen = f"pictures {turned}, transparency laid on white"
+    return f"float32 (B, 3, {size}, {size}), RGB, 0..255: {seen}; {cut}"
 
 
 # --- files ----------------------------------------------------------------------------------------

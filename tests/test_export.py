@@ -245,6 +245,17 @@ def test_an_exported_run_agrees_with_load_run(trained, tmp_path):
     np.testing.assert_allclose(traced.numpy(), expected, atol=1e-4)
     exported = torch.export.load(program).module()(torch.from_numpy(images))
     np.testing.assert_allclose(exported.numpy(), expected, atol=1e-4)
+    # The note is enough to prepare a product that was cut out.
+    note = session.get_modelmeta().custom_metadata_map["input"]
+    assert "EXIF" in note and "transparency laid on white" in note and "central 32" in note
+    cut_out = Image.new("RGBA", (60, 45), (250, 30, 20, 0))
+    cut_out.paste((30, 90, 200, 255), (25, 10, 40, 35))
+    seen = Image.alpha_composite(Image.new("RGBA", cut_out.size, "white"), cut_out).convert("RGB")
+    seen = seen.resize((int(60 * side / 45), side), Image.Resampling.BILINEAR)
+    left, top = round((seen.width - 32) / 2), round((seen.height - 32) / 2)
+    seen = np.asarray(seen.crop((left, top, left + 32, top + 32)), np.float32)
+    (found,) = session.run(None, {"images": seen.transpose(2, 0, 1)[None]})
+    np.testing.assert_allclose(found, embed(cut_out), atol=1e-4)
 
 
 @pytest.mark.slow
