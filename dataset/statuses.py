@@ -96,4 +96,9 @@ def _status(path: str) -> tuple[int, ...]:
         now = os.stat(path)  # noqa: PTH116 (a Path object per image costs more than stat)
     except (OSError, ValueError):
         return _NOT_THERE
-    return now.st_mode, now.st_size, now.st_mtime_ns, now.st_dev, now.st_ino
+    return now.st_mode, now.st_size, time_of(now), now.st_dev, now.st_ino
+
+
+def time_of(status: os.stat_result) -> int:
+    """ns of a file's last change, modulo 2⁶⁴ as an int64: a broken clock may be past 2262."""
+    return (status.st_mtime_ns + 2**63) % 2**64 - 2**63

@@ -18,6 +18,7 @@ from dataset.base import reason
 from dataset.decoding import need_picture
 from dataset.files import composed
 from dataset.inventory import admitted_bad_images
+from dataset.statuses import time_of
 from evaluation.inference import Embedder
 from index import codes
 from index.entries import entry_arrays
@@ -201,7 +202,7 @@ class Adding:
         try:
             need_picture(photo.path)
             status = os.stat(photo.path)  # noqa: PTH116
-            stamp = (status.st_size, status.st_mtime_ns)
+            stamp = (status.st_size, time_of(status))
             number = self.known.at(photo.path)
             old = None if number is None else self.known.file(number)
             return old if old and old.stamp == stamp else File(stamp, content_of(photo.path))

@@ -462,6 +462,15 @@ def test_a_disk_that_answers_at_once_is_asked_without_threads(
     assert found["size"].tolist() == list(range(1, 641))
 
 
+def test_a_file_of_a_broken_clock_has_a_time(tmp_path: Path) -> None:
+    file, found = tmp_path / "a.jpg", []
+    file.touch()
+    for seconds in (-(10**9), 10**10, 12 * 10**9):  # after the year 2262 int64 has too few bits
+        os.utime(file, ns=(0, seconds * 10**9))
+        found.append(statuses.statuses([str(file)])["time"].item())
+    assert found[0] == -(10**18) and len(set(found)) == 3
+
+
 def test_a_first_look_at_very_many_files_is_told(
     many: ImageSet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1247,6 +1247,18 @@ def test_a_copy_of_a_file_that_was_only_touched_is_a_copy(folder: Path) -> None:
     assert holds(folder / "i") == {"p/1.png": "p/1.png"}
 
 
+def test_a_file_of_a_broken_clock_is_known_by_its_time(folder: Path) -> None:
+    lay(folder / "p", {"1": "a", "2": "b"})
+    first, second = 10 * 10**18, 12 * 10**18  # ns: after the year 2262, which int64 does not hold
+    os.utime(folder / "p/1.png", ns=(0, first))
+    assert taken_in(folder / "i", folder / "p").added == 2
+    assert taken_in(folder / "i", folder / "p").there == 2
+    (folder / "p/1.png").write_text("c")
+    os.utime(folder / "p/1.png", ns=(0, second))
+    assert taken_in(folder / "i", folder / "p").replaced == 1
+    assert holds(folder / "i") == {"p/1.png": "p/1.png", "p/2.png": "p/2.png"}
+
+
 def test_of_copies_that_come_together_one_is_taken(folder: Path) -> None:
     lay(folder / "p", {"1": "a", "2": "a", "3": "bad", "4": "bad", "5": "b", "6": "c"})
     table = folder / "photos.csv"
