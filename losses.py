@@ -23,7 +23,8 @@ from __future__ import annotations
 
 import inspect
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter, UserDict
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -86,9 +87,19 @@ __all__ = [
     "raw_retrieval", "try_out", "unit_retrieval",
 ]  # fmt: skip
 
-CRITERIA: dict[str, Callable[..., Criterion]] = {
-    name: criteria.load(place) for name, place in criteria.LOSSES.items()
-}
+
+class _Loaded(UserDict[str, Any]):
+    """Losses by name, each imported when it is asked for.
+
+    So a file of one's own that cannot be imported stops the runs that want its loss, and no others.
+    """
+
+    def __getitem__(self, name: str) -> Callable[..., Criterion]:
+        found = super().__getitem__(name)
+        return criteria.load(found) if isinstance(found, str) else found
+
+
+CRITERIA: MutableMapping[str, Callable[..., Criterion]] = _Loaded(criteria.LOSSES)
 """The name of a loss → its class, or the function that builds it."""
 
 ATTACHMENTS: dict[str, Callable[..., dict[str, Term]]] = {
@@ -111,7 +122,7 @@ def build(name: str, num_classes: int, embedding_size: int, **options: Any) -> C
     check_arguments(name, options, _options(make))
     taken = arguments_of(make)
     sizes = {"num_classes": num_classes, "embedding_size": embedding_size}
-    check_complete(name, {*sizes, *options}, inspect.signature(make).parameters)
+    check_complete(f"The loss {name}", {*sizes, *options}, inspect.signature(make).parameters)
     made = make(**{key: size for key, size in sizes.items() if key in taken}, **options)
     if not isinstance(made, Criterion):
         raise ValueError(
@@ -196,7 +207,7 @@ def compose(
         given, taken = attach[attachment], _keywords(make)
         known = {key: argument for key, argument in taken.items() if key not in FILLED_IN}
         check_arguments(attachment, given, known)
-        check_complete(attachment, given, known)
+        check_complete(f"The attachment {attachment}", given, known)
         resized = partial(_metric_of_size, name, num_classes, dict(attached), l2_norm, options)
         filled = {"embedding_size": embedding_size, "metric_of_size": resized}
         filled = {key: value for key, value in filled.items() if key in taken}
@@ -261,18 +272,29 @@ def try_out(
 
 
 def _check_groups(name: str, objective: Objective) -> None:
-    """Raise ValueError for trainable parameters that are in none of the loss's groups."""
+    """Raise ValueError unless each trainable parameter is in one of the loss's groups, and once."""
     groups = objective.parameter_groups(lr=1.0)
-    known = {id(parameter) for group in groups for parameter in group["params"]}
-    left = [
-        path.rpartition("criterion.")[2]
+    for group in groups:
+        if missing := {"name", "params", "lr"} - group.keys():
+            raise ValueError(
+                f"The loss {name} has a parameter group without {' and '.join(sorted(missing))}: "
+                "give each of its parameter_groups a name, params and lr."
+            )
+    listed = Counter(id(parameter) for group in groups for parameter in group["params"])
+    parameters = [
+        (path.rpartition("criterion.")[2], parameter)
         for path, parameter in objective.named_parameters()
-        if parameter.requires_grad and id(parameter) not in known
+        if parameter.requires_grad
     ]
-    if left:
+    if left := [path for path, parameter in parameters if not listed[id(parameter)]]:
         raise ValueError(
             f"The loss {name} has parameters that would not learn, because none of its "
             f"parameter_groups has them: {', '.join(left)}."
+        )
+    if twice := [path for path, parameter in parameters if listed[id(parameter)] > 1]:
+        raise ValueError(
+            f"The loss {name} has parameters that its parameter_groups list more than once: "
+            f"{', '.join(twice)}."
         )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from criteria.arguments import unknown
 from flags import Search
+from utils import InputError, nearest_names
 
 PROXY_LR_SCALE = 100.0
 """The learning rate of proxies as a multiple of the network's, as Proxy-Anchor was published."""
@@ -141,6 +142,23 @@ def check_name(name: str) -> None:
 
 
 def load(place: str) -> Any:
-    """Import the class or function at a place such as "proxies:ProxyAnchorLoss"."""
+    """Import the class or function at a place such as "proxies:ProxyAnchorLoss".
+
+    Raises InputError if the file does not exist, or has nothing of that name.
+    """
     file, _, name = place.partition(":")
-    return getattr(importlib.import_module(f".{file}", __name__), name)
+    try:
+        module = importlib.import_module(f".{file}", __name__)
+    except ModuleNotFoundError as error:
+        if error.name != f"{__name__}.{file}":
+            raise
+        raise InputError(
+            f"criteria/__init__.py lists {place}, but there is no criteria/{file}.py; correct "
+            "that line, or write the file"
+        ) from error
+    if not hasattr(module, name):
+        raise InputError(
+            f"criteria/__init__.py lists {place}, but criteria/{file}.py has no {name}; "
+            f"{nearest_names(name, vars(module))}"
+        )
+    return getattr(module, name)

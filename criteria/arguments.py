@@ -59,7 +59,10 @@ def check_arguments(owner: str, given: Mapping[str, Any], known: Parameters) -> 
 
 
 def check_complete(owner: str, given: Collection[str], known: Parameters) -> None:
-    """Raise ValueError for arguments of ``owner`` that have no default and are not given."""
+    """Raise ValueError for arguments that have no default and are not given.
+
+    ``owner`` begins the sentence: "The loss MS".
+    """
     needed = [
         name
         for name, one in known.items()

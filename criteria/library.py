@@ -296,7 +296,7 @@ def library_loss(
     _check(f"{LIBRARY}{name}", arguments, options)
     sizes = {"num_classes": num_classes, "embedding_size": embedding_size}
     named = inspect.signature(loss).parameters
-    check_complete(f"{LIBRARY}{name}", {*arguments, *SIZE_NAMES, *sizes}, named)
+    check_complete(f"The loss {LIBRARY}{name}", {*arguments, *SIZE_NAMES, *sizes}, named)
     called = {key: SIZE_NAMES.get(key, key) for key in options}  # its name → ours
     called = {key: size for key, size in called.items() if size in sizes}
     given = {key: sizes[size] for key, size in called.items()}

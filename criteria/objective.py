@@ -61,7 +61,7 @@ class Term(nn.Module):
         for head in self.heads:
             if getattr(outputs, head) is None:
                 raise ValueError(
-                    f"{type(self.criterion).__name__} needs the network's {head} head: "
+                    f"The loss {type(self.criterion).__name__} needs the network's {head} head: "
                     f"build the network with the heads {', '.join(self.heads)}."
                 )
         inputs = self.inputs(outputs, labels, context)
@@ -70,13 +70,13 @@ class Term(nn.Module):
         loss, name = self.criterion(*inputs), type(self.criterion).__name__
         if not isinstance(loss, Tensor):
             raise ValueError(
-                f"{name} returned no tensor but {type(loss).__name__}: return one number as a "
-                "tensor, such as its mean."
+                f"The loss {name} returned no tensor but {type(loss).__name__}: return one number "
+                "as a tensor, such as its mean."
             )
         if loss.ndim:
             raise ValueError(
-                f"{name} returned a loss of shape {tuple(loss.shape)}: return one number, such as "
-                "its mean."
+                f"The loss {name} returned a loss of shape {tuple(loss.shape)}: return one "
+                "number, such as its mean."
             )
         return self.weight * loss
 
@@ -121,15 +121,15 @@ class Objective(Criterion):
                 continue
             if "loss" in part.criterion.terms:
                 raise ValueError(
-                    f"{type(part.criterion).__name__} reports a term called loss, which is what "
-                    "the log calls the sum of all terms: give it another name."
+                    f"The loss {type(part.criterion).__name__} reports a term called loss, which "
+                    "is what the log calls the sum of all terms: give it another name."
                 )
             losses.append(loss)
             for key, value in part.criterion.terms.items():
                 if not isinstance(value, Tensor) or value.ndim:
                     raise ValueError(
-                        f"{type(part.criterion).__name__} reports a term {key} that is not one "
-                        "number as a tensor: report its mean."
+                        f"The loss {type(part.criterion).__name__} reports a term {key} that is "
+                        "not one number as a tensor: report its mean."
                     )
                 terms[f"{name}/{key}" if key in terms else key] = value
         self.terms = terms

@@ -324,7 +324,13 @@ def _with_own_proxies(loss: ProxyLoss, state: dict, prefix: str, *_: Any) -> Non
 
 
 def proxy_losses() -> str:
-    """Names of the losses that are ProxyLosses, for messages."""
-    made = {name: load(place) for name, place in LOSSES.items()}
-    own = (name for name, make in made.items() if inspect.isclass(make))
-    return ", ".join(name for name in own if issubclass(made[name], ProxyLoss))
+    """Names of the losses that are ProxyLosses, for messages; without those that do not load."""
+
+    def is_one(place: str) -> bool:
+        try:
+            make = load(place)
+        except Exception:
+            return False
+        return inspect.isclass(make) and issubclass(make, ProxyLoss)
+
+    return ", ".join(name for name, place in LOSSES.items() if is_one(place))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from storage.archives import opened, write_archive
 from storage.text import as_json
 from storage.writing import write_content
-from utils import DamagedError, InputError, first_line, in_words, installing
+from utils import DamagedError, InputError, first_line, in_words, installing, join_words
 
 if TYPE_CHECKING:
     import torch
@@ -27,12 +27,23 @@ _NOTE = "anchorage"
 
 
 def save_tensors(path: Path, content: dict) -> None:
-    """Saves tensors and plain values with torch.save, atomically and with a checksum."""
+    """Saves tensors and plain values with torch.save, atomically and with a checksum.
+
+    Raises:
+        InputError: the content holds something else, which `load_tensors` would refuse.
+    """
     import torch
 
     def write(file: BinaryIO) -> None:
         try:
             torch.save(content, file)
+            file.seek(0)
+            with torch.serialization.safe_globals(_harmless()):
+                others = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+            if others:
+                raise _not_plain(path, join_words(sorted(others), "and"))
+        except (pickle.PicklingError, AttributeError, TypeError) as error:  # a lambda, an open file
+            raise _not_plain(path, first_line(error)) from error
         except RuntimeError as error:
             # When the disk is full, torch fails once more as it closes its unfinished archive.
             cause = error.__context__
@@ -41,6 +52,13 @@ def save_tensors(path: Path, content: dict) -> None:
             raise (cause or error) from None
 
     write_archive(path, write)
+
+
+def _not_plain(path: Path, what: str) -> InputError:
+    return InputError(
+        f"{path} cannot be written, because it could not be read again ({what}): the state of a "
+        "method or a loss of your own must be tensors and plain values"
+    )
 
 
 def load_tensors(path: Path, what: str = "checkpoint") -> dict:

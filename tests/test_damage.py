@@ -247,6 +247,20 @@ def test_a_checkpoint_that_no_run_of_ours_wrote_is_refused(
     assert checkpoints.load_checkpoint(path) == fine
 
 
+class Clock:
+    """What a method of one's own may keep."""
+
+
+@pytest.mark.parametrize("state", [Clock(), lambda: None, sys.stdout])
+def test_what_could_not_be_read_again_is_not_written(state: object, tmp_path: Path) -> None:
+    path = tmp_path / "last.pth"
+    save_tensors(path, {"routines": [{"seen": np.int64(3)}]})
+    with pytest.raises(InputError, match=r"last\.pth cannot be written.* plain values$"):
+        save_tensors(path, {"routines": [{"seen": state}]})
+    assert [path] == list(tmp_path.iterdir())
+    assert load_tensors(path) == {"routines": [{"seen": 3}]}
+
+
 def test_a_file_is_for_whom_the_umask_admits(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:

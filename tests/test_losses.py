@@ -1400,6 +1400,12 @@ class OwnLoss(ProxyLoss):
         if learned:
             self.scale = torch.nn.Parameter(torch.ones(()))
 
+    def parameter_groups(self, lr):
+        groups = super().parameter_groups(lr)
+        if self.fault == "group":
+            return [{"params": list(self.parameters())}]
+        return 2 * groups if self.fault == "twice" else groups
+
     def forward(self, embeddings, labels):
         if self.fault == "term":
             self._report(loss=embeddings.sum())
@@ -1415,10 +1421,12 @@ class OwnLoss(ProxyLoss):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({}, "Own needs a value for temperature: give it as an option, temperature=VALUE."),
+        ({}, "The loss Own needs a value for temperature: .* an option, temperature=VALUE."),
         ({"temperature": 0.1, "learned": True}, "would not learn.*: scale."),
-        ({"temperature": 0.1, "fault": "shape"}, r"OwnLoss returned a loss of shape \(6,\)"),
-        ({"temperature": 0.1, "fault": "nothing"}, "OwnLoss returned no tensor but NoneType"),
+        ({"temperature": 0.1, "fault": "group"}, "Own has a parameter group without lr and name"),
+        ({"temperature": 0.1, "fault": "twice"}, "list more than once: proxies."),
+        ({"temperature": 0.1, "fault": "shape"}, r"The loss OwnLoss returned .* shape \(6,\)"),
+        ({"temperature": 0.1, "fault": "nothing"}, "The loss OwnLoss returned no tensor but None"),
         ({"temperature": 0.1, "fault": "terms"}, "reports a term lengths that is not one number"),
         ({"temperature": 0.1, "fault": "term"}, "reports a term called loss"),
         ({"temperature": 0.1, "attach": {"introspective": {}}}, "Own does not take an uncertainty"),
@@ -1436,6 +1444,19 @@ def test_a_loss_that_is_no_criterion_is_told_to_be_one(monkeypatch):
     monkeypatch.setitem(losses.CRITERIA, "Own", torch.nn.TripletMarginLoss)
     with pytest.raises(ValueError, match=r"TripletMarginLoss, which is not a Criterion: begin its"):
         losses.try_out("Own", torch.tensor([0, 0, 1, 1]), SIZE)
+
+
+@pytest.mark.parametrize(
+    ("place", "sentence"),
+    [
+        ("proxies:ProxyAnkerLoss", "has no ProxyAnkerLoss; did you mean ProxyAnchorLoss"),
+        ("draft:Draft", "there is no criteria/draft.py"),
+    ],
+)
+def test_a_line_that_leads_to_no_loss_is_named(place, sentence, monkeypatch):
+    monkeypatch.setitem(losses.CRITERIA, "Own", place)
+    with pytest.raises(InputError, match=rf"__init__\.py lists {place}, but .*{sentence}"):
+        build("Own", CLASSES, SIZE)
 
 
 # --- bad input ------------------------------------------------------------------------------------

@@ -24,6 +24,8 @@ class MyLoss(ProxyAnchorLoss):
 
     @in_float32
     def forward(self, embeddings, labels, uncertainty=None):
+        if self.volume < 0:
+            rows, size, depth = embeddings.shape
         loss = self.volume * super().forward(embeddings, labels, uncertainty)
         self.terms["loudness"] = loss.detach()
         return loss
@@ -48,7 +50,10 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = names.read_text(encoding="utf-8")
     assert text.count(line) == 1
     mine = '        "Mine": "mine:MyLoss",\n'
-    names.write_text(text.replace(line, line + mine), encoding="utf-8")
+    # What is unfinished must be in the way of nobody else, and so of no test here.
+    (folder / "criteria" / "draft.py").write_text("class Draft(\n")
+    draft = '        "Draft": "draft:Draft",\n'
+    names.write_text(text.replace(line, line + mine).replace("}\n", draft + "}\n", 1))
     tiny.write_images(folder / "images")
     return folder
 
@@ -70,6 +75,13 @@ def test_it_trains_with_its_arguments_and_stands_in_the_report(copy: Path) -> No
     total = float(values["positive"]) + float(values["negative"])
     assert float(values["loudness"]) == pytest.approx(2 * total, rel=1e-3)
     assert "Mine" in (copy / "logs" / "louder" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_fault_in_its_code_is_shown_with_its_line(copy: Path) -> None:
+    done = trained(copy, "--loss Mine --loss-args volume=-1 --name faulty")
+    assert done.returncode == 1 and "mine.py" in done.stderr
+    assert "rows, size, depth = embeddings.shape" in done.stderr
+    assert not (copy / "logs" / "faulty").exists()
 
 
 def test_help_names_it(copy: Path) -> None:

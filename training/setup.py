@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -147,10 +148,16 @@ def _recipe(args: Options) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _loss_errors() -> Iterator[None]:
-    """Turns errors of a loss about its arguments, which came from the flags, into InputErrors."""
+    """Turns errors of a loss about its arguments, which came from the flags, into InputErrors.
+
+    These are the sentences of `raise` statements. Other ValueErrors, such as those of an unpacking
+    in a loss of one's own, are faults in its code: only their tracebacks say where.
+    """
     try:
         yield
     except ValueError as error:
+        if not (traceback.extract_tb(error.__traceback__)[-1].line or "").startswith("raise "):
+            raise
         raise InputError(as_clause(str(error))) from error
     except RuntimeError as error:
         if "can't allocate memory" not in str(error):
