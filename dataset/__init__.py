@@ -9,7 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dataset.base import ROOT, BadImageError, DataSet, ImageSet, Protocol
+import numpy as np
+
+from dataset.base import PER_IMAGE, ROOT, BadImageError, DataSet, ImageSet, PathTable, Protocol
 from dataset.files import is_file, is_folder, is_gone
 from dataset.folders import FolderData
 from dataset.foreign import is_address, what_it_is
@@ -21,7 +23,7 @@ from dataset.statuses import asked_once
 from dataset.table import CsvData
 from dataset.trained_on import TrainedOn
 from flags import Options, a_place
-from utils import InputError, nearest_names
+from utils import InputError, join_words, nearest_names
 
 __all__ = [
     "NAMES", "BadImageError", "Choice", "DataSet", "ImageSet", "Protocol", "Reading", "TrainedOn",
@@ -105,9 +107,44 @@ def load(name: str, root: str | Path = ROOT, split: str = "train", **options: An
     if useless:
         raise InputError(f"{', '.join(useless)} has no effect on data set {name}; leave it out")
     images = entry.load(Path(root), split, **given)
+    _refuse_unsound(images)
     _refuse_one_class(images, name)
     elsewhere = str(root) != ROOT and images.pixels is None and not isinstance(entry, OwnData)
     return replace(images, root=str(root)) if elsewhere else images
+
+
+def _refuse_unsound(images: ImageSet) -> None:
+    """Raise InputError for what a data set of one's own may have got wrong in its `load`."""
+    labels, count = images.labels, images.num_classes
+    if not isinstance(labels, np.ndarray) or labels.ndim != 1 or labels.dtype.kind not in "iu":
+        fault = "its labels are not an array of whole numbers, one for each image"
+    elif len(labels) and not 0 <= labels.min() <= labels.max() < count:
+        fault = (
+            f"its labels run from {labels.min()} to {labels.max()} and it names {count} classes; "
+            "number them from 0, in the order of class_names"
+        )
+    elif not isinstance(images.paths, PathTable):
+        fault = f"its paths are a {type(images.paths).__name__}; make them a PathTable"
+    elif unlike := _of_other_length(images):
+        fault = f"it has {len(labels):,} labels, but {unlike}; each image needs one of each"
+    elif images.pixels is not None and not _are_pixels(images.pixels):
+        pixels = images.pixels
+        fault = f"its pixels are {pixels.dtype} of shape {pixels.shape}, not uint8 (N, H, W, 3)"
+    else:
+        return
+    raise InputError(f"the data set {images.name} ({images.split}) cannot be used: {fault}")
+
+
+def _of_other_length(images: ImageSet) -> str:
+    """What there is more or less of than labels: "12 paths and 11 pixels"; "" if nothing is."""
+    values = {name: getattr(images, name) for name in ("paths", *PER_IMAGE)}
+    lengths = {name: len(each) for name, each in values.items() if each is not None}
+    unlike = (f"{n:,} {name}" for name, n in lengths.items() if n != len(images.labels))
+    return join_words(unlike, "and")
+
+
+def _are_pixels(values: np.ndarray) -> bool:
+    return values.dtype == np.uint8 and values.ndim == 4 and values.shape[3] == 3
 
 
 def _refuse_one_class(images: ImageSet, name: str, why: str = "has") -> None:

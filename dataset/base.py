@@ -94,6 +94,10 @@ def _encoded(name: str) -> bytes:
     return name.encode("utf-8", "surrogateescape")
 
 
+PER_IMAGE = ("groups", "boxes", "pixels", "folds")
+"""The arrays of an ImageSet, besides its labels, that have a row for each image or are None."""
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class ImageSet:
     """One split of one data set.
@@ -172,7 +176,7 @@ class ImageSet:
         indices = np.flatnonzero(indices) if indices.dtype == bool else indices.astype(np.int64)
         parts = {
             field: None if getattr(self, field) is None else getattr(self, field)[indices]
-            for field in ("groups", "boxes", "pixels", "folds")
+            for field in PER_IMAGE
         }
         return replace(self, labels=self.labels[indices], paths=self.paths.take(indices), **parts)
 

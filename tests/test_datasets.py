@@ -13,6 +13,7 @@ import subprocess
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import official_layouts as layouts
@@ -24,7 +25,7 @@ from scipy.io import loadmat, savemat
 
 import dataset
 from dataset import mat
-from dataset.base import BadImageError, ImageSet, PathTable, decode
+from dataset.base import BadImageError, DataSet, ImageSet, PathTable, Protocol, decode
 from dataset.check import Report, check
 from dataset.showing import as_text, run
 from utils import InputError
@@ -1050,3 +1051,50 @@ def test_a_run_says_which_pictures_of_inshop_it_used(tmp_path: Path) -> None:
     page = (tmp_path / "run" / "report.html").read_text().replace("<wbr>", "")
     assert "About the pictures of Inshop: these are the pictures of img_highres" in page
     assert kept["source"] in page
+
+
+# --- a data set of one's own ----------------------------------------------------------------------
+
+
+class Own(DataSet):
+    """What docs/extending.md shows: four images in memory; `wrong` is what it has got wrong."""
+
+    name = "own"
+    protocol = Protocol()
+
+    def __init__(self, **wrong: Any) -> None:
+        self.wrong = wrong
+
+    def load(self, root: Path, split: str, **options: Any) -> ImageSet:
+        self.check_split(split)
+        parts = {
+            "labels": np.array([0, 0, 1, 1]),
+            "class_names": ("a", "b"),
+            "paths": PathTable(f"own/{index}" for index in range(4)),
+            "pixels": np.zeros((4, 8, 8, 3), np.uint8),
+        }
+        return ImageSet(self.name, split, **parts | self.wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"labels": np.array([1, 1, 2, 2])}, "labels run from 1 to 2 and it names 2 classes"),
+        ({"labels": np.array([-1, 0, 0, 1])}, "labels run from -1 to 1"),
+        ({"labels": np.array([0.0, 0, 1, 1])}, "not an array of whole numbers"),
+        ({"labels": [0, 0, 1, 1]}, "not an array of whole numbers"),
+        ({"labels": np.array([0, 0, 1])}, "3 labels, but 4 paths and 4 pixels"),
+        ({"paths": ["a", "b", "c", "d"]}, "paths are a list; make them a PathTable"),
+        ({"pixels": np.zeros((4, 8, 8, 3), np.float32)}, "float32 of shape"),
+        ({"pixels": np.zeros((4, 3, 8, 8), np.uint8)}, r"not uint8 \(N, H, W, 3\)"),
+        ({"folds": np.zeros(2, np.int64)}, "but 2 folds"),
+    ],
+)
+def test_what_a_data_set_of_ones_own_gets_wrong_is_said(
+    wrong: dict, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(dataset._BY_NAME, "own", Own())
+    assert dataset.load("own").num_classes == 2
+    monkeypatch.setitem(dataset._BY_NAME, "own", Own(**wrong))
+    with pytest.raises(InputError, match=rf"data set own \(train\) cannot be used: .*{said}"):
+        dataset.load("own")

@@ -53,7 +53,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # What is unfinished must be in the way of nobody else, and so of no test here.
     (folder / "criteria" / "draft.py").write_text("class Draft(\n")
     draft = '        "Draft": "draft:Draft",\n'
-    names.write_text(text.replace(line, line + mine).replace("}\n", draft + "}\n", 1))
+    names.write_text(text.replace(line, line + mine + draft), encoding="utf-8")
     tiny.write_images(folder / "images")
     return folder
 
@@ -86,7 +86,7 @@ def test_a_fault_in_its_code_is_shown_with_its_line(copy: Path) -> None:
 
 def test_help_names_it(copy: Path) -> None:
     said = " ".join(train(copy, "--help").stdout.split())
-    assert "Proxy_Anchor, AMLoss, Mine, Proxy_NCA" in said
+    assert "Proxy_Anchor, AMLoss, Mine, Draft, Proxy_NCA" in said
 
 
 @pytest.mark.parametrize(
