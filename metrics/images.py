@@ -143,7 +143,7 @@ class Pairing(NamedTuple):
 
 
 def exact_cosines(queries: Images, rows: slice | Tensor, gallery: Images, columns: slice) -> Tensor:
-    """Float64 cosines of some queries and a run of gallery images."""
+    """Float64 cosines of some queries and some gallery images."""
     products = queries.given(rows) @ gallery.given(columns).T
     return products.mul_(queries.inverse[rows, None]).mul_(gallery.inverse[columns])
 
@@ -189,7 +189,6 @@ def are_crowded(queries: Images, gallery: Images) -> bool:
     """
     rows = torch.linspace(0, len(queries) - 1, 64, device=queries.order.device).long()
     step = max(1, len(gallery) // 256)
-    found = queries.given(rows) @ gallery.given(slice(0, None, step)).T
-    found = found * queries.inverse[rows, None] * gallery.inverse[::step]
+    found = exact_cosines(queries, rows, gallery, slice(None, None, step))
     close = found.diff(dim=1).abs() <= 2 * rounding(queries, gallery).doubt
     return 64 * int(close.sum()) > close.numel()

@@ -69,7 +69,7 @@ def _as_tensor(array: np.ndarray) -> Tensor:
     """An array as a tensor; copied only if torch cannot read it in place."""
     readable = array.dtype.isnative and all(stride >= 0 for stride in array.strides)
     if not readable:  # such as array[::-1], or a foreign byte order
-        array = array.astype(array.dtype.newbyteorder("="), order="C")
+        array = array.astype(array.dtype.newbyteorder("="))
     with warnings.catch_warnings():  # about read-only arrays, such as those of pandas
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return torch.from_numpy(array)

@@ -36,6 +36,7 @@ from metrics import (
     ties,
 )
 from metrics.clustering import kmeans
+from metrics.selection import count_true, largest
 from metrics.verification import count_pairs
 
 ROOT = Path(__file__).parents[1]
@@ -621,6 +622,25 @@ def test_products_are_float32_whichever_library_makes_them(fast, shape, monkeypa
         found = products.inner_products(a, b, out=out[:, :columns])
     assert found.data_ptr() == out.data_ptr() and (out[:, columns:] == 7).all()
     torch.testing.assert_close(out[:, :columns], expected, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("share", [0.3, 1.0])
+@pytest.mark.parametrize("dim", [0, 1])
+def test_counts_of_a_mask_exceed_what_a_byte_holds(share, dim):
+    mask = torch.rand(300, 8 * 300, generator=torch.Generator().manual_seed(0)) < share
+    assert torch.equal(count_true(mask, dim), mask.sum(dim))
+
+
+@pytest.mark.parametrize("levels", [3, 2**20])  # in the first case most numbers are tied
+@pytest.mark.parametrize("length", [5, 63, 64 * 5, 1003])
+def test_the_largest_of_each_row(levels, length):
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randint(levels, (20, length), generator=generator).float()
+    values[values == 0] = -torch.inf
+    numbers, columns = largest(values, 5)
+    assert torch.equal(numbers, values.topk(5, dim=1).values)
+    assert torch.equal(numbers, values.gather(1, columns))
+    assert all(len(set(row)) == 5 for row in columns.tolist())
 
 
 def test_images_of_their_own_are_not_compared(monkeypatch):
