@@ -536,6 +536,29 @@ def test_several_checkpoints_in_one_table(runs, tmp_path):
     assert [row[0] for row in found] == ["other", r"Proxy\_Anchor, resnet10, 2 seeds"]
 
 
+def test_two_configurations_are_compared_over_the_seeds_that_both_have(runs, command, tmp_path):
+    """Paired by seed, in whatever order they are named: the t-test is scipy's."""
+    peer = pytest.importorskip("scipy.stats")
+    content = torch.load(runs.other, weights_only=True)
+    for seed in (3, 2):
+        content["args"]["seed"] = seed
+        content["model_state_dict"]["model.embedding.bias"].add_(0.1 * seed)
+        torch.save(content, tmp_path / f"seed{seed}_best.pth")
+    more = tmp_path / "seed3_best.pth", tmp_path / "seed2_best.pth", runs.other
+    done = command("--resume", runs.seed1, runs.seed2, *more, "--json", "n.json")
+    assert done.code == 0, done.err
+    written = json.loads((tmp_path / "n.json").read_text())
+    a1, a2, _, b2, b1 = written["results"][:5]
+    (test,) = written["paired_tests"]
+    assert test["over"] == "seeds"
+    for name in ("R@1", "MAP@R", "NMI"):
+        apart = [b1[name] - a1[name], b2[name] - a2[name]]
+        expected = peer.ttest_1samp(apart, 0)
+        low, high = expected.confidence_interval(0.95)
+        found = [test[name][key] for key in ("difference", "low", "high", "p")]
+        assert found == pytest.approx([np.mean(apart), low, high, expected.pvalue])
+
+
 def test_one_checkpoint_gives_what_training_saw(runs, command, tmp_path):
     done = command("--resume", runs.seed1, "--json", "n.json")
     assert done.code == 0, done.err
