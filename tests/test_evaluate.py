@@ -574,7 +574,9 @@ def test_numbers_are_those_of_the_metrics_on_the_exported_embeddings(runs, comma
     done = command("--resume", runs.seed1, "--json", "n.json", "--export", "e.npz")
     assert done.code == 0, done.err
     (numbers,) = json.loads((tmp_path / "n.json").read_text())["results"]
-    x, labels, _ = read_embeddings(tmp_path / "e.npz")
+    x, labels, paths = read_embeddings(tmp_path / "e.npz")
+    with np.load(tmp_path / "e.npz") as file:
+        assert file["class_names"][labels].tolist() == [Path(path).parent.name for path in paths]
     expected = metrics.retrieval_metrics(x, labels, ks=(1, 2, 4, 8))
     expected |= metrics.clustering_metrics(x, labels, seed=1, ami=True)
     assert {name: numbers[name] for name in expected} == pytest.approx(expected, abs=1e-6)

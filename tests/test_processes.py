@@ -23,7 +23,10 @@ import torch.distributed as dist
 from conftest import ROOT, files_in, start_python, wait_for
 from together import five_steps, in_float64, largest_difference
 
+import dataset
+import devices
 import processes
+from evaluation import embedding
 from processes import joining, rows, watching
 from processes.meeting import open_store
 
@@ -100,6 +103,23 @@ def test_rows_are_gathered_in_order_and_their_gradient_is_counted_once(tmp_path)
         assert torch.equal(result["rows"], everything)
         assert torch.equal(result["weight"], torch.full((3,), 2.0))
     assert torch.equal(torch.cat([result["gradient"] for result in results]), everything)
+
+
+@pytest.mark.parametrize("count", [1, 7])
+def test_images_are_embedded_alike_though_some_processes_have_no_batch(count, images, tmp_path):
+    options = tiny.parse(images, "--amp off --batch-size 3")
+    few = dataset.Choice.of(options).load("eval").subset(range(count))
+    network = tiny.prepare(images).network
+
+    def work() -> torch.Tensor:
+        precision = devices.Precision("off", torch.device("cpu"))
+        found, readable = embedding.embed(network, few, precision, embedding.Viewing.of(options))
+        assert readable.tolist() == [True] * count
+        return found
+
+    alone = work()
+    for found in together.run(3, work, tmp_path):
+        torch.testing.assert_close(found, alone)
 
 
 def test_what_the_main_process_makes_reaches_all_and_one_flag_is_enough(tmp_path):
