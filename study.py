@@ -126,17 +126,22 @@ def main(args: argparse.Namespace) -> None:
         say(f"\nstopped; go on with:\n  {program('study')} {as_shell(*sys.argv[1:])}", flush=True)
         raise SystemExit(130) from None
     found = conclude(ledger, args.columns, args.markdown)
-    failed = sum(len(one.failures) for one in found.methods)
-    if failed:
-        say(f"{counted(failed, 'run')} failed; the same command tries again", flush=True)
-    never = [one.name for one in found.methods if one.all_trials_failed]
-    if never:
-        words = (
-            f"{' and '.join(never)}: all trials failed, and stay counted; remove the cause, and "
-        )
-        say(fitted(f"{words}give the study another name"), flush=True)
-    if failed or never:
+    if told := failures(found):
+        say("\n".join(map(fitted, told)), flush=True)
         raise SystemExit(1)
+
+
+def failures(found: results.Results) -> list[str]:
+    """What failed, and what to do about it, in sentences; [] if nothing did."""
+    told = []
+    if failed := sum(len(one.failures) for one in found.methods):
+        told.append(f"{counted(failed, 'run')} failed; the same command tries again")
+    if never := [one.name for one in found.methods if one.all_trials_failed]:
+        told.append(
+            f"{' and '.join(never)}: all trials failed, and stay counted; remove the cause, and "
+            "give the study another name"
+        )
+    return told
 
 
 if __name__ == "__main__":

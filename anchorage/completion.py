@@ -83,16 +83,13 @@ def parser_of(command: Command) -> argparse.ArgumentParser:
     try:
         run(command, ())
     except _Parsing as stopped:
-        return _inside(stopped.parser, command.words)
+        parser = stopped.parser
+        for word in command.words:
+            parser = _subcommands(parser)[word]
+        return parser
     finally:
         argparse.ArgumentParser.parse_known_args = before
     raise AssertionError(f"{command.module} read no command line")
-
-
-def _inside(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.ArgumentParser:
-    for word in words:
-        parser = _subcommands(parser)[word]
-    return parser
 
 
 def _subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
@@ -114,9 +111,10 @@ def syntaxes() -> Iterator[Syntax]:
 
 
 def _of_parser(name: str, parser: argparse.ArgumentParser) -> Iterator[Syntax]:
-    options = tuple(map(_option, filter(_is_shown, parser._actions)))
+    shown = (a for a in parser._actions if a.option_strings and a.help != argparse.SUPPRESS)
+    options = tuple(map(_option, shown))
     inside = _subcommands(parser)
-    positional = [a for a in parser._actions if not a.option_strings and a.dest not in ("command",)]
+    positional = [a for a in parser._actions if not a.option_strings and a.dest != "command"]
     words = tuple(word for action in positional for word in _words(action))
     # Only the options of a run are read from files of flags.
     recipes = any(option.spellings[0] == "--dataset" for option in options)
@@ -124,10 +122,6 @@ def _of_parser(name: str, parser: argparse.ArgumentParser) -> Iterator[Syntax]:
     yield Syntax(name, options, (*inside, *words), files, recipes)
     for subcommand, its_parser in inside.items():
         yield from _of_parser(f"{name} {subcommand}", its_parser)
-
-
-def _is_shown(action: argparse.Action) -> bool:
-    return bool(action.option_strings) and action.help != argparse.SUPPRESS
 
 
 def _option(action: argparse.Action) -> Option:

@@ -84,16 +84,13 @@ def main() -> None:
             memory = {k: peak_mebibytes(step, _nothing, args.device) for k, step in steps.items()}
             works = {k: partial(duration, s, _nothing, args.device) for k, s in steps.items()}
             times = in_turn(works, args.repeats)
+            medians = {kind: 1e3 * statistics.median(found) for kind, found in times.items()}
             cells = [name, f"{size:,}"]
-            for values, form in ((_medians(times), "{:.1f}"), (memory, "{:.0f}")):
+            for values, form in ((medians, "{:.1f}"), (memory, "{:.0f}")):
                 cells += [
                     form.format(values[k]) if k in values else "–" for k in ("ours", "library")
                 ]
             print(line(cells), flush=True)
-
-
-def _medians(times: dict[str, list[float]]) -> dict[str, float]:
-    return {kind: 1e3 * statistics.median(values) for kind, values in times.items()}
 
 
 def _nothing() -> None:

@@ -168,7 +168,8 @@ def _write_query(
 ) -> None:
     """Writes the class of a query in the middle of its row, and further texts in small letters."""
     images, index = row.query.images, row.query.index
-    lines = [(NOTE, line) for line in _name_of(images, index, width)]
+    name = images.class_names[images.labels[index]]
+    lines = [(NOTE, line) for line in NOTE.wrapped(name, width, MOST_LINES)]
     for place, words in enumerate(row.more):
         file = place == 0 and words == images.paths[index]
         small = [SMALL.end_of(words, width)] if file else SMALL.wrapped(words, width, MOST_LINES)
@@ -177,10 +178,6 @@ def _write_query(
     for font, line in lines:
         font.draw(canvas, (left, top), line, INK)
         top += font.line
-
-
-def _name_of(images: ImageSet, index: int, width: int) -> list[str]:
-    return NOTE.wrapped(images.class_names[images.labels[index]], width, MOST_LINES)
 
 
 def _write_below(

@@ -142,18 +142,13 @@ def in_words(title: str, numbers: Mapping[str, float], found: Thresholds | None)
 
 def _rule(found: Thresholds, strangers: str, kin: str) -> list[str]:
     """Thresholds and their errors."""
-    wrong, right, missed = map(
-        _percent, (found.false_same, found.found_same, found.false_different)
-    )
+    rates = (found.false_same, found.found_same, found.false_different)
+    wrong, right, missed = (rate.percent(" [{}, {}]") for rate in rates)
     return [
         f"  same from       {found.same:6.3f}  wrong for {wrong} of {strangers}",
         f"  {'':15} {'':6}  right for {right} of {kin}",
         f"  different below {found.different:6.3f}  wrong for {missed} of {kin}",
     ]
-
-
-def _percent(rate: Rate) -> str:
-    return rate.percent(" [{}, {}]")
 
 
 def _rate(counted: Tensor, every: Tensor, seed: int) -> Rate:

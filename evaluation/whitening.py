@@ -102,7 +102,10 @@ def whitened(
         InputError: there are neither training images nor a stored whitening, or `size` is too
             large.
     """
-    file, belongs = origin.file(network), _belongs(network, viewing)
+    file = origin.file(network)
+    # What a whitening belongs to: the weights, and how images are prepared.
+    look = f"{viewing.image_size} {viewing.zoom:g} {viewing.resize}"
+    belongs = f"{fingerprint_of(network)} {look}"
     found = processes.from_main(lambda: _kept(file, belongs, network.test_size))
     if found is None:
         found = _fitted(network, origin, viewing, precision)
@@ -112,11 +115,6 @@ def whitened(
     except ValueError as error:
         raise InputError(str(error)) from error
     return made.to(precision.device)
-
-
-def _belongs(network: EmbeddingNet, viewing: Viewing) -> str:
-    """Identifies what a whitening belongs to: the weights, and how images are prepared."""
-    return f"{fingerprint_of(network)} {viewing.image_size} {viewing.zoom:g} {viewing.resize}"
 
 
 def _kept(file: Path | None, belongs: str, size: int) -> Whitening | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,10 +109,12 @@ class Graph:
         total = blocks[-1].first + len(blocks[-1].vectors)
         missing = total - self.covers
         with progress_bar(f"graph of {total:,} images") as progress:
-            for first, vectors in _after(blocks, self.covers):
-                keys = np.arange(first, first + len(vectors))
-                self._found.add(keys, np.ascontiguousarray(vectors), threads=cores())
-                progress((first + len(vectors) - self.covers) / missing)
+            for block in since(blocks, self.covers):
+                for part in scanning.parts_of(len(block.vectors), AT_ONCE):
+                    keys = np.arange(block.first + part.start, block.first + part.stop)
+                    vectors = np.ascontiguousarray(block.vectors[part])
+                    self._found.add(keys, vectors, threads=cores())
+                    progress((block.first + part.stop - self.covers) / missing)
         self.covers = total
 
     def save(self, index: Path, made: str, size: int) -> None:
@@ -210,13 +212,6 @@ def _settings(size: int) -> dict[str, Any]:
         "connectivity": CONNECTIVITY,
         "expansion_add": ON_ADDING,
     }
-
-
-def _after(blocks: Sequence[Block], start: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields (first number, vectors) of parts of the images from number `start` on."""
-    for block in since(blocks, start):
-        for first in range(0, len(block.vectors), AT_ONCE):
-            yield block.first + first, block.vectors[first : first + AT_ONCE]
 
 
 def since(blocks: Sequence[Block], start: int) -> list[Block]:

@@ -113,9 +113,10 @@ def galleries(search: Search, chosen: Sequence[str], thumbs: Thumbnails, seed: i
     part = f" Among {search.sampled}." if search.sampled else ""
     words = f"The queries with the highest MAP@R, one per class.{part}"
     groups.append(("Best", words, best))
+    candidates = len(judged.searched[0]) - (judged.gallery is None)
     words = (
         "The queries whose nearest image of the right class is farthest down the list of "
-        f"{_candidates(search):,}, one per class.{part}"
+        f"{candidates:,}, one per class.{part}"
     )
     groups.append(("Worst", words, worst))
     return [
@@ -123,11 +124,6 @@ def galleries(search: Search, chosen: Sequence[str], thumbs: Thumbnails, seed: i
         for title, about, queries in groups
         if len(queries)
     ]
-
-
-def _candidates(search: Search) -> int:
-    """The number of images that a query is compared with."""
-    return len(search.judged.searched[0]) - (search.judged.gallery is None)
 
 
 def best_queries(search: Search, seed: int) -> np.ndarray:

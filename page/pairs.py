@@ -30,9 +30,10 @@ def pairs(record: Record, search: Search) -> dict[str, Any] | None:
         return None
     kept = (record.outcome.get("thresholds") or {}).get(title)
     found = Thresholds.of_dict(kept) if kept else None
+    ends = [] if found is None else [(found.different, "different"), (found.same, "same")]
     return {
         "said": [*_curve(numbers), *_rule(found)],
-        "marks": [] if found is None else _marks(found),
+        "marks": [[round(value, 4), name] for value, name in ends],
         **_cosines(search),
     }
 
@@ -67,11 +68,6 @@ def _rule(found: Thresholds | None) -> list[str]:
 
 def _share(rate: Rate) -> str:
     return rate.percent(" (95 % over classes: {} to {})")
-
-
-def _marks(found: Thresholds) -> list[list]:
-    ends = {"different": found.different, "same": found.same}
-    return [[round(value, 4), name] for name, value in ends.items()]
 
 
 def _cosines(search: Search) -> dict[str, Any]:

@@ -117,7 +117,9 @@ def _table(lines: Sequence[Line]) -> str:
 
 
 def _html_row(line: Line, names: Sequence[str]) -> str:
-    cells = [f"<td>{named(line.name)}{_members(line)}</td>"]
+    members = as_text(", ".join(line.members))
+    members = f'<span class="between">{members}</span>' if members else ""
+    cells = [f"<td>{named(line.name)}{members}</td>"]
     for name in ABOUT:
         key = line.sort.get(name)
         value = f' data-value="{key:.6g}"' if key is not None else ""
@@ -140,9 +142,3 @@ def _html_row(line: Line, names: Sequence[str]) -> str:
 
 def _aligned(column: str) -> str:
     return ' class="words"' if column in WORDS else ""
-
-
-def _members(line: Line) -> str:
-    return (
-        f'<span class="between">{as_text(", ".join(line.members))}</span>' if line.members else ""
-    )

@@ -184,15 +184,12 @@ def about_movement(moved: Movement | None, name: str, ended: bool = True) -> str
     if moved.settled:
         return f"{span} they moved at {moved.pace:.2f} of their average pace: they have settled."
     share, way = max((moved.falling, "falling"), (moved.rising, "rising"))
+    part = "all" if share == 1 else f"{100 * share:.1f} %"
     return (
-        f"{span} {_percent(share)} of them were still {way}, and they moved at {moved.pace:.2f} of "
+        f"{span} {part} of them were still {way}, and they moved at {moved.pace:.2f} of "
         f"their average pace: they have not settled, so a {name} shows how fast it has moved "
         "rather than where it would end."
     )
-
-
-def _percent(share: float) -> str:
-    return "all" if share == 1 else f"{100 * share:.1f} %"
 
 
 # --- relations to other quantities ----------------------------------------------------------------

@@ -184,12 +184,13 @@ class Card:
                 for name, value in shown.items()
             ]
             head = ["metric", "value", *(["95 % interval"] if known else [])]
+            table = [head, ["---"] * len(head), *rows]
             queries = numbers.get("queries")
             of = f", {int(queries):,} queries" if queries else ""
             names += shown
             parts += [
                 f"On {self._split(title)}{of}:\n",
-                _table([head, ["---"] * len(head), *rows]) + "\n",
+                "\n".join(f"| {' | '.join(cells)} |" for cells in table) + "\n",
             ]
         parts.append(meanings.in_words(names) + "\n")
         unsure = "" if self.intervals else " No confidence intervals were measured."
@@ -424,7 +425,3 @@ def _interval(values: Sequence[float | None] | None) -> str:
     if not values or None in values:  # with one class there is no interval
         return "not measured"
     return f"{values[0]:.{ROUNDED}f} to {values[1]:.{ROUNDED}f}"
-
-
-def _table(rows: Iterable[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)

@@ -171,13 +171,10 @@ def of_run(options: argparse.Namespace) -> list[Reference]:
     for method in methods.wanted(options):
         keys += METHODS.get(method.name, ("", ()))[1]
     keys += [key for part, key in PEFT.items() if part in options.peft]
-    family = "timm" if options.model.startswith(TIMM) else _family(options.model)
+    named = (family for family, names in FAMILIES.items() if options.model in names)
+    family = "timm" if options.model.startswith(TIMM) else next(named, None)
     keys += [NETWORKS.get(family), DATA.get(dataset.find(options.dataset).name)]
     return [references()[key] for key in dict.fromkeys(filter(None, keys))]
-
-
-def _family(model: str) -> str | None:
-    return next((family for family, names in FAMILIES.items() if model in names), None)
 
 
 # --- the page -------------------------------------------------------------------------------------

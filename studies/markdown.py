@@ -122,7 +122,7 @@ def made(results: Results, columns: Sequence[str] = ()) -> dict[str, str]:
         "means": _means(results, columns),
         "tests": _tests(results.tests, metric),
         "pairs": _tests(results.asked, metric),
-        "search": _search(results),
+        "search": _table("method", tables.search_heads(results), tables.search_lines(results)),
         "trials": _bullets(tables.sensitivity_lines(results)),
         "beside": _gains(results),
         "failed": _bullets(tables.failures(results)[1:]),
@@ -147,10 +147,6 @@ def _tests(tests: Sequence[Test], metric: str) -> str:
         table = _table("method", *tables.test_lines(alike, metric))
         parts.append(f"{tables.tests_about(alike)}\n\n{table}")
     return "\n\n".join(parts)
-
-
-def _search(results: Results) -> str:
-    return _table("method", tables.search_heads(results), tables.search_lines(results))
 
 
 def _gains(results: Results) -> str:

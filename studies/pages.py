@@ -206,7 +206,9 @@ def _means(results: Results) -> str:
         cells = [
             cell(
                 row.numbers.get(name),
-                _around(row.numbers[name], spread[name]) if name in spread else None,
+                (row.numbers[name] - spread[name], row.numbers[name] + spread[name])
+                if name in spread
+                else None,
                 best=len(made) > 1 and row.numbers.get(name) == best[name],
             )
             for name in names
@@ -221,10 +223,6 @@ def _means(results: Results) -> str:
     ]
     words = f"{metric}, percent: each seed, their mean and its 95 % interval"
     return table(head, lines) + plots.forest(bars, words)
-
-
-def _around(mean: float, half: float) -> tuple[float, float]:
-    return mean - half, mean + half
 
 
 def _plain_table(heads: Sequence[str], lines: Sequence[tuple[str, Sequence[str]]]) -> str:

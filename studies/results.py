@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
-from typing import Any
 
 import torch
 
@@ -233,7 +232,8 @@ def _found(ledger: Ledger, entrant: Entrant) -> Found:
             continue
         file = ledger.result_file(entrant, f"seed{seed}")
         with damage_in_words(str(file), run_again(file)):
-            numbers[seed] = _defined(next(iter(result["results"].values())))
+            first = next(iter(result["results"].values()))
+            numbers[seed] = {name: math.nan if v is None else v for name, v in first.items()}
             if result["evaluations"] > 1:
                 gained[seed] = result["best R@1"] - result["last R@1"]
             seconds[seed] = result["seconds"]
@@ -264,7 +264,3 @@ def _together(ledger: Ledger, entrant: Entrant) -> tuple[int, Mapping[str, Mappi
         if found.get("ensembles"):
             return found.get("seeds", seeds), found["ensembles"]
     return 0, {}
-
-
-def _defined(numbers: Mapping[str, Any]) -> dict[str, float]:
-    return {name: math.nan if value is None else value for name, value in numbers.items()}

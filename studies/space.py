@@ -187,7 +187,10 @@ def asked(name: str, value: Any, chosen: Options) -> Range:
         dest = flag_named(name).dest
         start = getattr(chosen, dest)
     if isinstance(value, Mapping):
-        return _spelt_out(name, dest, value, start)
+        if not {"low", "high"} <= value.keys() <= {"low", "high", "log"}:
+            raise _unclear(name, dict(value))
+        log = bool(value.get("log"))
+        return _checked(name, dest, value["low"], value["high"], log, start)
     if not isinstance(value, list) or len(value) < 2:
         raise _unclear(name, value)
     numbers = all(_is_number(one) for one in value)
@@ -195,12 +198,6 @@ def asked(name: str, value: Any, chosen: Options) -> Range:
         return Range(dest, choices=tuple(value), start=start)
     low, high = value
     return _checked(name, dest, low, high, low > 0 and high >= 10 * low, start)
-
-
-def _spelt_out(name: str, dest: str, value: Mapping[str, Any], start: Any) -> Range:
-    if not {"low", "high"} <= value.keys() <= {"low", "high", "log"}:
-        raise _unclear(name, dict(value))
-    return _checked(name, dest, value["low"], value["high"], bool(value.get("log")), start)
 
 
 def _checked(name: str, dest: str, low: Any, high: Any, log: bool, start: Any) -> Range:

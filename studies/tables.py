@@ -72,7 +72,7 @@ def text(results: Results, columns: Sequence[str] = ()) -> str:
     if results.with_runs:
         made = rows(results, shown(results, columns))
         parts.append("On the test classes, after the last epoch, at the chosen settings:")
-        parts.append(_means(made))
+        parts.append(tables.aligned(*mean_lines(made), terminal_width()))
         parts.append(tables.footnote(made))
     parts += _tests(results.tests, results.plan.metric)
     parts += _tests(results.asked, results.plan.metric)
@@ -84,10 +84,6 @@ def shown(results: Results, columns: Sequence[str]) -> Sequence[str]:
     """The given columns, or those that fit on a screen; the study must have runs."""
     usual = dict.fromkeys([*SHOWN, results.plan.metric])
     return columns or [name for name in usual if name in results.with_runs[0].mean]
-
-
-def _means(made: Sequence[Row]) -> str:
-    return tables.aligned(*mean_lines(made), terminal_width())
 
 
 def mean_lines(made: Sequence[Row]) -> tuple[list[str], list[tuple[str, list[str]]]]:
