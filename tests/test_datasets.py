@@ -22,6 +22,7 @@ from conftest import ROOT, SMALL, run_cli, run_python
 from official_layouts import LAYOUTS, class_of, image_of, save_image, write
 from PIL import Image
 from scipy.io import loadmat, savemat
+from small_images import write_drawings
 
 import dataset
 from dataset import mat
@@ -969,6 +970,7 @@ def test_check_all_counts_what_is_there(tmp_path: Path, capsys: pytest.CaptureFi
     absent = f"notunder{tmp_path}:cub,cars,sop,inshop,vid"
     assert absent in "".join(printed.split())  # the lines are as narrow as a terminal
     layouts.write_cub_2010(tmp_path)
+    write_drawings(tmp_path)  # looked at sooner than all of them
     assert run(None, tmp_path, as_json=False) == 2
     assert "2010edition" in "".join(capsys.readouterr().out.split())
 

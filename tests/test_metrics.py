@@ -1268,9 +1268,9 @@ print(status("VmHWM") - before)
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's /proc")
-@pytest.mark.parametrize(("images", "classes"), [("20000", "small"), ("12000", "large")])
+@pytest.mark.parametrize(("images", "classes"), [("16000", "small"), ("10000", "large")])
 def test_memory_is_bounded(images, classes):
-    """The whole similarity matrix would be 1,600 MB; in float64, with its order, 2,300."""
+    """The whole similarity matrix would be 1,000 MB; in float64, with its order, 1,600."""
     command = [sys.executable, "-c", MEMORY, images, classes]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert float(result.stdout) < 512

@@ -6,6 +6,7 @@ expected is computed here from the same weights with torchvision's transforms.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -46,8 +47,9 @@ def birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- weights, layouts and answers -----------------------------------------------------------------
 
 
+@functools.cache
 def fixture_weights(name: str) -> State:
-    """The released state_dict of a network fixture."""
+    """The released state_dict of a network fixture; not to be changed."""
     archive = np.load(FIXTURES / f"net_{name}_0.npz")
     shapes = [tuple(int(n) for n in text.split(",") if n) for text in archive["shapes"].tolist()]
     return {k: released_tensor(k, s) for k, s in zip(archive["keys"].tolist(), shapes, strict=True)}
@@ -121,7 +123,7 @@ def idml(prefix: str = "module.") -> Released:
 
 def ddml() -> Released:
     """DDML: the main head's means are the embedding; another head stands on its whole output."""
-    weights, mean = fixture_weights("bn_inception"), {}
+    weights, mean = dict(fixture_weights("bn_inception")), {}
     for part, shape in (("weight", (1024, 1024)), ("bias", (1024,))):
         for head in ("embedding", "embedding_specific"):
             weights[f"model.{head}.{part}"] = released_tensor(f"model.{head}.{part}", shape)
@@ -159,7 +161,6 @@ def divide_and_conquer() -> Released:
 
 LAYOUTS: dict[str, Callable[[], Released]] = {
     "proxy-anchor": proxy_anchor,
-    "proxy-anchor, module.": lambda: proxy_anchor("module."),
     "idml": idml,
     "ddml": ddml,
     "sec": lambda: spherical("sec_bn_inception"),
@@ -201,6 +202,7 @@ def test_a_released_file_gives_its_own_embeddings(
 
 
 def test_the_command_line_as_a_user_types_it(birds: Path, tmp_path: Path) -> None:
+    """With a file of a network that was trained on several GPUs."""
     released = proxy_anchor("module.")
     done = run_cli("evaluate.py", *command(released, birds, tmp_path), cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -141,7 +141,7 @@ def test_of_very_many_near_pairs_a_part_is_listed(monkeypatch: pytest.MonkeyPatc
     whole = count_pairs(x, labels, listed_rate=0.1)
     monkeypatch.setattr(verification, "LISTED_AT_ONCE", 500)
     monkeypatch.setattr(verification, "MOST_LISTED", 20_000)
-    parts = [count_pairs(x, labels, listed_rate=0.1, block_size=size) for size in (32, 400)]
+    parts = [count_pairs(x, labels, listed_rate=0.1, block_size=size) for size in (128, 400)]
     for part in parts:
         assert len(whole.listed.bin) > 30_000 and 15_000 < len(part.listed.bin) < 17_000
         assert part.listed_from == whole.listed_from
