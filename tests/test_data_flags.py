@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from conftest import ROOT, refusal, run_cli
+from conftest import refusal, run_cli
+from small_images import write_drawings
 
 import evaluate
 import options
@@ -239,13 +240,9 @@ def test_a_checkpoint_is_evaluated_on_other_images_than_its_own(
     unmarked = ["path,label", *rows]
     assert "6 images, 2 classes" in evaluated(unmarked)  # the run's share of the classes
     assert "12 images, 4 classes" in evaluated(unmarked, "--eval-classes", "0.5")
-    emoji = run_cli("evaluate.py", "--resume", run, "--dataset", "emoji", *EMOJI, cwd=tmp_path)
+    write_drawings(tmp_path / "data")
+    asked = ("--resume", run, "--dataset", "emoji", "--data-root", "data", "--metrics", "retrieval")
+    emoji = run_cli("evaluate.py", *asked, cwd=tmp_path)
     assert emoji.returncode == 0 and "emoji" in emoji.stdout, emoji.stderr
-    refused = run_cli(
-        *("evaluate.py", "--resume", run, "--dataset", "emoji", "--eval-classes", "0.5", *EMOJI),
-        cwd=tmp_path,
-    )
+    refused = run_cli("evaluate.py", *asked, "--eval-classes", "0.5", cwd=tmp_path)
     assert refused.returncode == 2 and "--eval-classes has no effect" in refused.stderr
-
-
-EMOJI = ("--data-root", ROOT / "data", "--ratio-classes", "0.05", "--metrics", "retrieval")

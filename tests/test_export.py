@@ -269,7 +269,7 @@ def test_drawings_are_seen_as_the_embedded_set_is(session_workdir):
         "evaluate.py", "--resume", tiny.best_checkpoint(run), *flags, cwd=session_workdir
     )
     assert done.returncode == 0, done.stderr
-    images = dataset.load("emoji", split="eval")
+    images = dataset.load("emoji", session_workdir / "data", "eval")
     pictures = [Image.fromarray(images.pixels[k]) for k in range(40)]
     embed = load_run(run, device="cpu", amp="off")
     exported = np.load(session_workdir / "drawn.npz")["embeddings"][:40]
