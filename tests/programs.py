@@ -300,7 +300,9 @@ if __name__ == "__main__":
     import numpy.random
     import scipy.stats  # noqa: F401
     import torchvision.models  # noqa: F401 (with torch._dynamo, which an optimiser would load)
+    from PIL import Image
 
+    Image.init()  # loads what reads each kind of picture, as all that reads pictures does
     gc.freeze()  # a collection would write to, and so copy, every page that is shared
     order = _orders(socket.socket(fileno=int(sys.argv[1])))
     _end((lambda: None) if order is None else functools.partial(_become, *order))
