@@ -134,7 +134,7 @@ def _seconds_per_image(index: Index) -> float:
 def print_answers(answers: Sequence[Answer], index: Index) -> None:
     """Prints a table for each query: place, cosine, verdict, label, id; then the error rates."""
     for answer in answers:
-        say(f"nearest to {answer.query} of {counted(len(index))}:")
+        say(f"nearest to {printable(answer.query)} of {counted(len(index))}:")
         labels = [printable(hit.entry.label or "") for hit in answer.hits]
         room = min(max(map(columns, labels), default=0), 24)
         for place, hit in enumerate(answer.hits, 1):

@@ -1909,6 +1909,15 @@ def test_queries_find_themselves_unless_told_otherwise(
         assert f"{name} cannot be read" in said and said.endswith("give another image file\n")
 
 
+def test_a_query_has_one_line_whatever_it_is_called(
+    shop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = shutil.copy(shop / "photos/eval2/1.png", shop / "two\nlines.png")
+    search.main(["query", str(shop / "shop.index"), str(odd), "--top", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith(r"two\x0alines.png of 24 images:") and lines[1].startswith("   1")
+
+
 def test_many_queries_at_once_find_what_each_finds(
     shop: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
