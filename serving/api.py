@@ -11,8 +11,6 @@ from http import HTTPStatus
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from dataset.files import folded
 from index.asking import verdict_of
 from index.files import content_of
@@ -122,31 +120,28 @@ class Api:
             "seconds": round(time.perf_counter() - start, 4),
         }
 
-    @staticmethod
-    def _entry(state: State, row: str, query: Mapping[str, str]) -> tuple[Entry, int]:
+    def _entry(self, state: State, row: str, query: Mapping[str, str]) -> tuple[Entry, int]:
         """The entry in a row, or that with `check`, wherever it is by now.
 
         An entry gets another row when others are removed, or its own file or label has changed.
         Refuses a row that does not exist, and a `check` that no entry has.
         """
         number = int(row) if row.isascii() and row.isdigit() and len(row) <= 12 else -1
+        there = 0 <= number < len(state.index)
         check = query.get("check")
-        if check is not None:
-            return _with_check(state.index, number, check)
-        if not 0 <= number < len(state.index):
+        if check is not None and not (there and _check(state.index.entry(number)) == check):
+            number = self._moved_to(state, check)
+        elif not there:
             rows = f"give 0 to {len(state.index) - 1}" if len(state.index) else "it is empty"
             raise Refused(HTTPStatus.NOT_FOUND, f"the index has no such row; {rows}")
         return state.index.entry(number), number
 
-
-def _with_check(index: Index, row: int, check: str) -> tuple[Entry, int]:
-    """The entry with this `check`, and its row, which has been `row`."""
-    if 0 <= row < len(index) and _check(entry := index.entry(row)) == check:
-        return entry, row
-    found = index.rows_keyed(np.uint64(int(check, 16))) if _CHECK.fullmatch(check) else []
-    if not found:
+    def _moved_to(self, state: State, check: str) -> int:
+        """The row that the entry with this `check` has got."""
+        if _CHECK.fullmatch(check):
+            for row in self.gallery.rows_keyed(state, int(check, 16)):
+                return row
         raise Refused(HTTPStatus.NOT_FOUND, "this picture is no longer in the index; search again")
-    return index.entry(found[0]), found[0]
 
 
 def _same_files(index: Index, own: int | None, body: bytes, crop: Crop | None) -> set[int]:

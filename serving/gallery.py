@@ -70,7 +70,7 @@ class Gallery:
 
     def __init__(self, path: Path, device: str | None = None, run: str | None = None) -> None:
         self.path = path
-        self._opening = threading.Lock()
+        self._opening, self._keying = threading.Lock(), threading.Lock()
         self._warned = ""
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="search")
         self._how = {"device": device, "run": run}
@@ -107,6 +107,11 @@ class Gallery:
     def close(self) -> None:
         """Waits for the present search; no other one begins."""
         self._worker.shutdown(cancel_futures=True)
+
+    def rows_keyed(self, state: State, key: int) -> list[int]:
+        """`Index.rows_keyed`; one thread makes the keys of all ids, and others wait for them."""
+        with self._keying:
+            return state.index.rows_keyed(np.uint64(key))
 
     # --- searching --------------------------------------------------------------------------------
 
