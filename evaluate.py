@@ -252,7 +252,7 @@ def write_tables(
         write_table(Path(args.csv), *tables.csv_table(rows))
         say(f"table written to {args.csv}")
     if args.latex:
-        write_content(Path(args.latex), tables.latex(shown, caption(candidates, shown)))
+        write_content(Path(args.latex), tables.latex(shown, caption(candidates, shown), args.latex))
         say(f"table for a paper written to {args.latex}")
 
 

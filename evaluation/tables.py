@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -294,8 +295,10 @@ def json_content(
 # --- a paper --------------------------------------------------------------------------------------
 
 
-def latex(rows: Sequence[Row], caption: str) -> str:
+def latex(rows: Sequence[Row], caption: str, file: str) -> str:
     """A booktabs table in percent, the best of each column bold, with the formulas below it.
+
+    Its label is `tab:` and the name of the `file`, because a paper may have several tables.
 
     Rows that are averaged by another row are left out. Each task is a part of the table.
     """
@@ -318,7 +321,7 @@ def latex(rows: Sequence[Row], caption: str) -> str:
         r"\begin{table}",
         r"  \centering",
         rf"  \caption{{{escaped(caption)}}}",
-        r"  \label{tab:retrieval}",
+        rf"  \label{{tab:{re.sub('[^A-Za-z0-9]+', '-', Path(file).stem)}}}",
         rf"  \begin{{tabular}}{{l{'r' * len(names)}}}",
         r"    \toprule",
         rf"    {' & '.join(['', *map(escaped, names)])} \\",

@@ -117,8 +117,14 @@ def find_backbone(name: str) -> Backbone:
     if _letters(name) not in by_letters:
         raise InputError(f"unknown model {name!r}; {nearest_names(name, files)}")
     known = by_letters[_letters(name)]
-    records = importlib.import_module(f".{files[known]}", __package__).BACKBONES
-    return {record.name: record for record in records}[known]
+    file = files[known]
+    records = {r.name: r for r in importlib.import_module(f".{file}", __package__).BACKBONES}
+    if known not in records:
+        raise InputError(
+            f"net/backbones.py lists {known} in {file}, but BACKBONES of net/{file}.py has "
+            f"{', '.join(records) or 'nothing'}; give both the same name"
+        )
+    return records[known]
 
 
 def recognised(keys: Collection[str]) -> str | None:

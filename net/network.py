@@ -35,6 +35,20 @@ from utils import InputError
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
 
 
+def _refuse_unsound(name: str, backbone: nn.Module) -> None:
+    """Raise InputError for a backbone of one's own that heads cannot be added to."""
+    taken = sorted({*HEADS.values(), "head_norm"} & set(backbone._modules))
+    if not isinstance(getattr(backbone, "num_features", None), int):
+        fault = "has no num_features, the number of channels of its maps; set it"
+    elif isinstance(backbone, nn.Sequential):
+        fault = "is an nn.Sequential, which would take the heads for layers; put it into a module"
+    elif taken:
+        fault = f"has a child called {taken[0]}, as a head is called here; give it another name"
+    else:
+        return
+    raise InputError(f"the backbone {name} {fault}")
+
+
 class EmbeddingNet(nn.Module):
     """Backbone, pooling, heads and, for divide and conquer, masks. `build` makes one.
 
@@ -58,6 +72,7 @@ class EmbeddingNet(nn.Module):
         self._in_warm_up = False
         self._kept: int | None = None
         self._replay: Replay | None = None
+        _refuse_unsound(architecture.model, backbone)
         self._blocks = architecture.backbone.blocks(backbone)  # while it has no heads yet
         self._frozen = prepare_backbone(backbone, self._blocks, architecture)
         self.model = backbone

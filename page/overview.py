@@ -43,7 +43,7 @@ def compare(args: argparse.Namespace) -> None:
         write_table(Path(args.csv), *csv_table(lines))
         say(f"table written to {args.csv}")
     if args.latex:
-        write_content(Path(args.latex), tables.latex(rows(lines), caption(lines)))
+        write_content(Path(args.latex), tables.latex(rows(lines), caption(lines), args.latex))
         say(f"table for a paper written to {args.latex}")
 
 

@@ -302,7 +302,7 @@ def latex(results: Results, columns: Sequence[str] = ()) -> str:
         f"Test classes, in percent, after the last epoch; settings from {budget}."
         f"{tables.about_spread(made)}"
     )
-    return tables.latex(made, caption)
+    return tables.latex(made, caption, f"{plan.name}.tex")
 
 
 def runs_csv(results: Results) -> tuple[list[str], list[list]]:

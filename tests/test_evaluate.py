@@ -411,7 +411,8 @@ def latex_rows(text: str) -> list[list[str]]:
 
 
 def test_paper_table():
-    text = tables.latex(ROWS, "50 % of _it_")
+    text = tables.latex(ROWS, "50 % of _it_", "in/CUB & Cars_2.tex")
+    assert r"\label{tab:CUB-Cars-2}" in text
     assert r"\caption{50 \% of \_it\_}" in text and r"\toprule" in text
     assert r"\begin{tabular}{lrrrr}" in text
     averaged, alone = latex_rows(text)  # the two seeds are in their mean
@@ -426,7 +427,7 @@ def test_paper_table():
 
 def test_paper_table_of_several_tasks():
     rows = [Row(task, label, {"R@1": 0.5}) for label in "ab" for task in ("small", "large")]
-    found = latex_rows(tables.latex(rows, ""))
+    found = latex_rows(tables.latex(rows, "", "t.tex"))
     assert found[0] == [r"\multicolumn{2}{l}{small}"] and found[3] == [r"\multicolumn{2}{l}{large}"]
     assert [row[0] for row in found[1:3] + found[4:]] == ["a", "b", "a", "b"]
 
@@ -1091,7 +1092,7 @@ def test_an_undefined_metric_is_no_number_anywhere(tmp_path):
     assert "nan" not in tables.interval_text(rows)
     header, lines = tables.csv_table(rows)
     assert dict(zip(header, lines[0], strict=True))["MAP@R"] == ""
-    paper = tables.latex(rows, "caption")
+    paper = tables.latex(rows, "caption", "t.tex")
     assert "nan" not in paper and "--" in paper
     write_json(tmp_path / "n.json", {"numbers": {"MAP@R": nan}})
     assert json.loads((tmp_path / "n.json").read_text()) == {"numbers": {"MAP@R": None}}

@@ -378,6 +378,43 @@ def test_a_backbone_says_what_it_cannot_have(mine: Architecture) -> None:
     assert [known.default_stem(size) for size in (64, 127, 128)] == ["small", "small", "imagenet"]
 
 
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ({"num_features": None}, "mine has no num_features"),
+        ({"embedding": nn.Linear(3, 3)}, "mine has a child called embedding, as a head is called"),
+    ],
+)
+def test_a_backbone_that_heads_cannot_be_added_to_is_refused(
+    fault: dict, said: str, mine: Architecture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(stem: str, width: float) -> nn.Module:
+        made = Mine(stem, width)
+        for name, value in fault.items():
+            setattr(made, name, value)
+        return made
+
+    record = backbones.Backbone("mine", build)
+    monkeypatch.setattr(sys.modules["net.mine"], "BACKBONES", (record,))
+    with pytest.raises(InputError, match=said):
+        net.build(mine)
+
+
+def test_a_backbone_that_cannot_be_used_as_it_stands_says_why(
+    mine: Architecture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Row(nn.Sequential):
+        num_features = 32
+
+    record = backbones.Backbone("mine", lambda stem, width: Row(nn.Conv2d(3, 32, 8, 8)))
+    monkeypatch.setattr(sys.modules["net.mine"], "BACKBONES", (record,))
+    with pytest.raises(InputError, match=r"mine is an nn\.Sequential"):
+        net.build(mine)
+    monkeypatch.setattr(sys.modules["net.mine"], "BACKBONES", (replace(record, name="other"),))
+    with pytest.raises(InputError, match=r"lists mine in mine, but .*mine\.py has other"):
+        net.find_backbone("mine")
+
+
 MINE = """
 from torch import Tensor, nn
 from net.backbones import Backbone

@@ -106,7 +106,7 @@ def test_names_are_escaped_in_tables_pages_and_latex(word: str, capsys) -> None:
     rows = [tables.Row(word, f"[{word}", {"R@1": 0.5}), tables.Row(word, "*", {"R@1": 0.25})]
     shown = tables.text(rows)
     assert not obeyed(shown) and len({len(line) for line in shown.splitlines()}) == 1
-    made = tables.latex(rows, word)
+    made = tables.latex(rows, word, "t.tex")
     assert not obeyed(made) and "\\\\\n    [" not in made and r"{[}" in made and r"{*}" in made
     assert not obeyed(document.as_text(word)) and not obeyed(
         json.loads(document.as_json([word]))[0]
