@@ -6,6 +6,7 @@ layouts of copies, the class split, the published counts, and where to get it.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -15,11 +16,15 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from dataset.base import DataSet, ImageSet, PathTable, check_command
-from dataset.files import OnDisk, find, find_all, is_file, is_folder, warn_once
+from dataset.files import OnDisk, find, find_all, is_file, is_folder, subfolders, warn_once
 from dataset.tree import Tree, tree
 from utils import InputError, counted, join_words
 
 counts_logger = logging.getLogger("dataset.counts")
+
+
+FOLDERS_LOOKED_INTO = 200
+"""How many folders of unusual names are searched for a data set that is not where it should be."""
 
 
 class Listing(NamedTuple):
@@ -108,23 +113,34 @@ class Benchmark(DataSet):
             NotFoundError: there is none; the message names the folders that were searched.
         """
         roots = _data_roots(root)
-        candidates = []
         for place in roots:
-            inside = [
-                folder
-                for name in self.folders
-                for outer in find_all(place, name)
-                for folder in (outer, *find_all(outer, outer.name))  # unpacked into its own name
-            ]
-            candidates += inside
-            for folder in [*inside, place]:
-                for layout in self.layouts:
-                    if is_folder(folder) and layout.matches(folder):
-                        return layout, folder
-        raise NotFoundError(self.name, root, self._search(roots, candidates))
+            if found := self._found_in(place):
+                return found
+        raise NotFoundError(self.name, root, self._search(roots))
 
-    def _search(self, roots: Sequence[Path], candidates: Sequence[Path]) -> str:
+    def _usual(self, place: Path) -> list[Path]:
+        """The usual folders that are there."""
+        return [
+            folder
+            for name in self.folders
+            for outer in find_all(place, name)
+            for folder in (outer, *find_all(outer, outer.name))  # unpacked into its own name
+        ]
+
+    def _found_in(self, place: Path) -> tuple[Layout, Path] | None:
+        for folder in [*self._usual(place), place]:
+            for layout in self.layouts:
+                if is_folder(folder) and layout.matches(folder):
+                    return layout, folder
+        return None
+
+    def _search(self, roots: Sequence[Path]) -> str:
         there = [root for root in roots if is_folder(root)]
+        folders_there = (root / name for root in there for name in subfolders(root))
+        for folder in itertools.islice(folders_there, FOLDERS_LOOKED_INTO):
+            if self._found_in(folder):  # "Cars (1)", say
+                return f"it seems to be in {folder}, so give that folder as --data-root"
+        candidates = [folder for root in roots for folder in self._usual(root)]
         if candidates:
             hold = "hold" if len(candidates) > 1 else "holds"
             what = f"{join_words(candidates, 'and')} {hold} none of its known layouts"

@@ -256,6 +256,27 @@ def test_missing_data_name_the_folders_and_point_to_check(name: str, tmp_path: P
         dataset.load(name, tmp_path / "nowhere", "train")
 
 
+@pytest.mark.parametrize(
+    ("name", "layout", "usual", "unusual"),
+    [
+        ("cub", "official", "CUB_200_2011", "CUB_200_2011 (1)"),
+        ("cars", "devkit", "stanford_cars", "stanford cars"),
+        ("sop", "official", "Stanford_Online_Products", "products"),
+        ("inshop", "official", "Inshop_Clothes", "clothes/Inshop_Clothes"),
+    ],
+)
+def test_a_copy_under_another_name_is_pointed_at(
+    name: str, layout: str, usual: str, unusual: str, tmp_path: Path
+) -> None:
+    write(name, layout, tmp_path, CLASSES, IMAGES)
+    (tmp_path / unusual).parent.mkdir(exist_ok=True)
+    (tmp_path / usual).rename(tmp_path / unusual)
+    with pytest.raises(InputError, match="seems to be in") as caught:
+        dataset.load(name, tmp_path, "train")
+    root = str(caught.value).split("seems to be in ")[1].split(", so give that folder")[0]
+    assert dataset.load(name, root, "train").num_classes == HALF
+
+
 def test_an_empty_folder_is_not_a_data_set(tmp_path: Path) -> None:
     (tmp_path / "CUB_200_2011" / "images").mkdir(parents=True)
     with pytest.raises(InputError, match=r"CUB_200_2011 holds none of its known layouts"):
