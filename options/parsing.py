@@ -27,7 +27,6 @@ from options.declared import (
     TRAIN_GROUPS,
     defaults,
     flags_of,
-    train_flags,
 )
 from options.files import file_of_flags, words_of
 from options.meaning import (
@@ -166,8 +165,9 @@ def _about_unknown(word: str, command: str, entries: Sequence[Flag]) -> str:
         meant = _meant(word, known)
         hint = f"did you mean {meant}?" if meant else "leave it out, or give its flag before it"
         return f"no flag takes the word {word}; {hint}"
-    if any(name in {*e.spellings, *_swapped(e.spellings)} for e in train_flags()):
-        return f"{name} is for training, and {program(command)} does not read it; leave it out"
+    for purpose, groups in (("training", TRAIN_GROUPS), ("evaluation", EVALUATE_GROUPS)):
+        if any(name in {*e.spellings, *_swapped(e.spellings)} for e in flags_of(groups)):
+            return f"{name} is for {purpose}, and {program(command)} does not read it; leave it out"
     return unknown_flag(name, known, {entry.dest: entry.help for entry in entries})
 
 
