@@ -126,7 +126,7 @@ def folder(tmp_path, monkeypatch):
         ("train", ["@"], "@ names no file of flags"),
         ("train", ["@" + "x" * 300], "check its name"),
         ("train", ["--learning-rate", "1e-3"], "did you mean --lr or --lr_p?"),
-        ("train", ["--bootstrap", "100"], "--bootstrap is for evaluation, and python train.py"),
+        ("train", ["--bootstrap", "100"], "--bootstrap is for evaluation, and"),
         ("train", ["--lr-rate", "1e-3"], "did you mean --lr-p or --lr-decay-step?"),
         ("train", ["--batchsize", "4"], "did you mean --batch_size or --cache-size?"),
         ("train", ["--loss", "Proxy-Anchor"], "Proxy_Anchor, Proxy_NCA or ProxyNCA_pp?"),
