@@ -166,11 +166,10 @@ def _retrieval(
     searched = postprocessed(x, y, how.ranking) if how.ranking else None
     search = partial(_searched, task, x, y, searched, block_size=how.block_size, share=_share())
     with progress_bar(f"{task.title} search") as bar:
-        found = search(None, progress=bar)
-    groups = task.queries.groups
-    if task.group_name and groups is not None:
+        found = search(False, progress=bar)
+    if task.group_name and all(side.groups is not None for side in images_of([task])):
         with progress_bar(f"{task.title} other {task.group_name}s") as bar:
-            others = search(groups, progress=bar)
+            others = search(True, progress=bar)
         found[f"R@1 other {task.group_name}s"] = metrics.recall_at(others, 1)
     return found
 
@@ -180,21 +179,25 @@ def _searched(
     x: torch.Tensor,
     y: torch.Tensor | None,
     searched: Searched | None,
-    groups: np.ndarray | None,
+    other_groups: bool,
     **how: Any,
 ) -> dict[str, torch.Tensor]:
-    """Retrieval metrics per query, with `groups` leaving out images of a query's own group."""
-    labels = task.queries.labels
-    others = None if task.gallery is None else task.gallery.labels
-    if searched is None:
-        return metrics.retrieval_per_query(x, labels, y, others, exclude=groups, **how)
-    own = np.arange(len(labels)) if groups is None else groups
+    """Retrieval metrics per query; with `other_groups`, without images of a query's own group."""
+    queries, alone = task.queries, task.gallery is None
+    gallery = queries if alone else task.gallery
+    groups = (queries.groups, gallery.groups) if other_groups else None
+    if alone and searched is None:
+        own = None if groups is None else queries.groups
+        return metrics.retrieval_per_query(x, queries.labels, exclude=own, **how)
+    if alone and groups is None:
+        groups = (np.arange(len(queries)),) * 2  # no image finds itself
+    searched = searched or Searched(x, y)
     return metrics.retrieval_per_query(
         searched.queries,
-        labels,
+        queries.labels,
         searched.gallery,
-        labels if others is None else others,
-        exclude=(own, own) if others is None else None,
+        gallery.labels,
+        exclude=groups,
         score=searched.score,
         **how,
     )

@@ -20,8 +20,8 @@ class Task:
 
     Attributes:
         ks: the K of R@K.
-        group_name: the name of `queries.groups`, if a second R@1 is to be measured that leaves each
-            query's own group out of the gallery.
+        group_name: what a group in `ImageSet.groups` is, if a second R@1 is to be measured that
+            leaves each query's own group out of the gallery.
         official: whether to follow also the protocol of VehicleID's authors: one random image of
             each class is the gallery of all others.
         left_out: the number of queries and gallery images that could not be read.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,17 @@ import evaluate
 import metrics
 import options
 import search
+from devices import Precision
+from evaluation.measuring import How, measure
+from evaluation.networks import open_checkpoint
+from evaluation.tasks import Task
 from index import Index
 from metrics import whitening
 from metrics.expansion import expanded
 from metrics.neighbours import as_images, nearest
 from metrics.reranking import Reranking
 from net import load_run
-from options.ranking import RERANKING
+from options.ranking import RERANKING, Expansion, Ranking
 from utils import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -291,6 +296,34 @@ def test_the_flags_do_what_the_functions_do(run: Path, tmp_path: Path) -> None:
         for name in ("R@1", "R@8", "MAP@R", "MRR"):
             assert ours[name] == pytest.approx(expected[name], abs=1e-6)
         assert ours["postprocessing"]
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("neighbours", [0, 3])
+def test_the_second_recall_is_among_the_images_of_other_groups(
+    run: Path, apart: bool, neighbours: int
+) -> None:
+    """For a data set that names its groups, such as the cameras that took the pictures."""
+    opened = open_checkpoint(run, options.parse_evaluate(["--resume", str(run)]))
+    images = opened.data.load("eval")
+    images = replace(images, groups=np.arange(len(images)) // 4)  # half of a class
+    queries, gallery = images, images
+    if apart:
+        queries, gallery = (images.subset(range(first, len(images), 2)) for first in (0, 1))
+    task = Task("seen", queries, gallery if apart else None, (1,), group_name="camera")
+    expansion = Expansion(neighbours, 1.0) if neighbours else None
+    how = How(chosen=["retrieval"], ranking=Ranking(expansion, None, None))
+    precision = Precision("off", torch.device("cpu"))
+    result = measure(opened.network, task, precision, opened.viewing, how)
+
+    x = unit(result.embeddings.numpy())
+    y = unit(result.gallery.numpy()) if apart else x
+    x = expanded_by_loops(x, y if apart else None, neighbours, 1.0)
+    own_group = queries.groups[:, None] == gallery.groups
+    itself = False if apart else np.eye(len(x), dtype=bool)
+    for name, left_out in (("R@1", itself), ("R@1 other cameras", own_group)):
+        best = np.where(left_out, -2, x @ y.T).argmax(axis=1)
+        assert result.numbers[name] == np.mean(gallery.labels[best] == queries.labels)
 
 
 def test_a_whitening_is_kept_and_used_without_the_training_images(
