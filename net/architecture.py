@@ -119,7 +119,9 @@ class Architecture:
                 f"{', '.join(self.backbone.poolings)}"
             )
         if self.keep_blocks is not None and "keep_blocks" not in self.backbone.takes:
-            raise InputError(f"keep_blocks {self.keep_blocks}: {self.model} cannot be cut short")
+            raise InputError(
+                f"--keep-blocks {self.keep_blocks}: {self.model} cannot be cut short; leave it out"
+            )
         check_choice("stem", self.stem, self.backbone.stems)
         check_choice("bn_freeze", self.bn_freeze, BN_FREEZE)
         check_choice("head", self.head, HEAD_USES)

@@ -140,7 +140,7 @@ def test_it_can_end_early(kept, channels, side, released, tmp_path):
 def test_blocks_that_are_not_there_cannot_be_kept():
     with pytest.raises(InputError, match=r"keep_blocks 17.*has 16"):
         net.build(Architecture(**WHOLE, keep_blocks=17))
-    with pytest.raises(InputError, match="resnet18 cannot be cut short"):
+    with pytest.raises(InputError, match="resnet18 cannot be cut short; leave it out"):
         Architecture("resnet18", 8, keep_blocks=3)
 
 
