@@ -94,6 +94,9 @@ def memory(
 ) -> dict[str, Term]:
     """A pair loss with a memory; ValueError for a loss that cannot use one."""
     if reason := metric.criterion.no_memory:
-        raise ValueError(f"The loss {name} cannot use a memory of earlier batches: {reason}.")
+        raise ValueError(
+            f"The loss {name} cannot use a memory of earlier batches: {reason}; leave the memory "
+            "bank out, or use another loss, such as ms."
+        )
     bank = MemoryBank(metric.criterion, size, embedding_size, start)
     return {"metric": Term(bank, metric.inputs, metric.heads, metric.weight)}

@@ -337,7 +337,7 @@ def test_other_losses_say_why_they_do_without(loss: str, images: Path) -> None:
     with pytest.raises(InputError) as stop:
         tiny.prepare(images, f"--memory-bank 24 --IPC 2 --loss {loss}")
     assert REFUSED[loss] in str(stop.value) and "cannot use a memory" in str(stop.value)
-    assert "\n" not in str(stop.value)
+    assert "\n" not in str(stop.value) and "leave the memory bank out" in str(stop.value)
 
 
 @pytest.mark.parametrize(
