@@ -90,7 +90,9 @@ class Architecture:
     def __post_init__(self) -> None:
         backbone = self.backbone
         if self.model_args and "model_args" not in backbone.takes:
-            raise InputError(f"--model-args are for models of timm; {backbone.name} takes none")
+            raise InputError(
+                f"--model-args are for models of timm; {backbone.name} takes none; leave them out"
+            )
         sized = "image_size" in backbone.takes
         self._set(
             model=backbone.name,
