@@ -119,12 +119,12 @@ def main(args: argparse.Namespace) -> None:
         say(f"checking    {', '.join(unsure)}", flush=True)
         rehearse(ledger.plan, unsure, where[0])
     ledger.begin()
-    progress = Progress(ledger)
+    workers = Workers(ledger, where, Progress(ledger).say)
     try:
-        Workers(ledger, where, progress.say).run()
+        workers.run()
     except Stopped:
         say(f"\nstopped; go on with:\n  {program('study')} {as_shell(*sys.argv[1:])}", flush=True)
-        raise SystemExit(130) from None
+        raise SystemExit(128 + workers.signal) from None
     found = conclude(ledger, args.columns, args.markdown)
     if told := failures(found):
         say("\n".join(map(fitted, told)), flush=True)

@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Sequence
 
+from processes import stop_signals
 from studies.ledger import Ledger, claim_of
 from studies.places import Place
 from studies.trainer import WAIT, Stopped, Trainer
@@ -22,6 +23,7 @@ class Workers:
     def __init__(self, ledger: Ledger, where: Sequence[Place], done: Callable[[str], None]) -> None:
         self.ledger = ledger
         self.stopping = threading.Event()
+        self.signal = signal.SIGINT  # the one that stops the study
         self.errors: list[BaseException] = []
         trainer = Trainer(ledger, self.stopping)
         self.workers = [Worker(ledger, trainer, place, done) for place in where]
@@ -30,14 +32,11 @@ class Workers:
         """Works until no work is left.
 
         Raises:
-            Stopped: after Ctrl-C or SIGTERM.
+            Stopped: after a signal to stop, which is then `signal`.
             InputError: a worker cannot continue.
         """
         threads = [threading.Thread(target=self._work, args=(worker,)) for worker in self.workers]
-        previous = {
-            number: signal.signal(number, lambda *_: self.stopping.set())
-            for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        previous = {number: signal.signal(number, self._stop) for number in stop_signals()}
         try:
             for thread in threads:
                 thread.start()
@@ -50,6 +49,10 @@ class Workers:
             raise self.errors[0]
         if self.stopping.is_set():
             raise Stopped
+
+    def _stop(self, number: int, _: object) -> None:
+        self.signal = signal.Signals(number)
+        self.stopping.set()
 
     def _work(self, worker: Worker) -> None:
         try:
@@ -65,7 +68,7 @@ class Workers:
                 else:  # others are doing all that is left, and may be interrupted
                     self.stopping.wait(WAIT)
         except Stopped:
-            return
+            self.stopping.set()
         except BaseException as error:
             self.errors.append(error)
             self.stopping.set()

@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING
 
 import options
 from page.records import Record, read
+from processes import stop_signals
 from runs import RunFolder
 from storage import HeldError
 from studies.ledger import Ledger, Work
@@ -28,7 +29,7 @@ WAIT = 5.0  # seconds before another look at the work of another process
 TRIES = 3  # attempts at a training that is killed by something else
 MOST_EPOCHS = 10**6
 """Epoch e of fold f is reported to Optuna as step f * MOST_EPOCHS + e of the trial."""
-STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM)
+STOPPED = {status for number in stop_signals() for status in (128 + number, -number)}
 """Exit statuses of a training that was asked to stop, and has saved a checkpoint."""
 QUIET = "--wandb disabled --no-report --resume auto".split()
 
@@ -81,7 +82,6 @@ class Trainer:
                 _check_place(work, path)
                 return read(path)
             if self.stopping.is_set() or status in STOPPED:
-                self.stopping.set()
                 raise Stopped
             if status == HeldError.status:  # its former worker was killed, but the training runs
                 self._wait_for_other()

@@ -664,6 +664,38 @@ def test_a_run_that_went_elsewhere_stops_the_study_and_is_no_failed_trial(worker
         workers.trainer.train(work, "seed1", ["--seed", "1"], Place())
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_study_ends_by_the_signal_that_it_was_sent(tmp_path, monkeypatch, capsys, number):
+    """So does its training, which has saved; its trial has not failed."""
+
+    def watched(*_):
+        os.kill(os.getpid(), number)
+        return 128 + number
+
+    monkeypatch.setattr(trainer.Trainer, "watched", watched)
+    monkeypatch.setattr(study, "rehearse", lambda *_: None)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        study.main(asking.parse(["--methods", "AMLoss"]))
+    assert ended.value.code == 128 + number
+    assert "\nstopped; go on with:\n  python " in capsys.readouterr().out
+    made = Ledger(study.plan_of(asking.parse(["--methods", "AMLoss"])))
+    assert [trial.state for trial in made.trials(made.plan.entrants[0])] == ["running"]
+
+
+def test_a_process_of_a_study_that_is_told_to_stop_stops_the_study(workers, monkeypatch):
+    """Also the one that judges a run: the study has not come to its end."""
+    ended = SimpleNamespace(returncode=-signal.SIGTERM, stderr="")
+    monkeypatch.setattr("studies.worker.subprocess.run", lambda *_, **__: ended)
+    seed = Work("seed", workers.ledger.plan.entrants[0], 1)
+    monkeypatch.setattr(workers.ledger, "next", lambda: seed)
+    first = SimpleNamespace(values={one.name: one.first for one in seed.entrant.space})
+    monkeypatch.setattr(workers.ledger, "chosen", lambda _: first)
+    monkeypatch.setattr(workers.ledger, "release", lambda _: None)
+    with pytest.raises(trainer.Stopped):
+        workers.run()
+
+
 def test_what_a_training_said_earlier_is_not_what_it_says_now(workers, monkeypatch):
     monkeypatch.setattr(trainer, "WAIT", 0.0)
     said = [("no images here", HeldError.status), ("no images there", 2)]
