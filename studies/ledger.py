@@ -214,19 +214,24 @@ class Ledger:
 
     def _take(self, name: str, wait: bool = False) -> bool:
         """Takes a claim; False if another process, or another thread of this one, has it."""
-        while True:
-            with self._lock:
-                if name not in self._held:
-                    file = os.open(self.folder / "claims" / name, os.O_RDWR | os.O_CREAT, 0o666)
-                    self._held[name] = file
-                    break
+        # Asked again and again, because of two processes with several threads each, which wait for
+        # two claims, the system would say that they wait for each other.
+        while not self._is_taken(name):
             if not wait:
                 return False
             threading.Event().wait(0.05)
-        got = lock(file, self.folder, wait=wait)
-        if not got:
-            self.release(name)
-        return got
+        return True
+
+    def _is_taken(self, name: str) -> bool:
+        with self._lock:
+            if name in self._held:
+                return False
+            file = os.open(self.folder / "claims" / name, os.O_RDWR | os.O_CREAT, 0o666)
+            self._held[name] = file
+        if lock(file, self.folder):
+            return True
+        self.release(name)
+        return False
 
     def release(self, name: str) -> None:
         """Releases a claim."""
