@@ -12,6 +12,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -386,6 +387,42 @@ def test_a_worker_that_is_killed_as_it_writes_keeps_nobody_waiting(tmp_path, mon
     assert ends == [-signal.SIGKILL, 0]
     assert {file.name for file in made.folder.iterdir()} == {"claims", "plan.json", "trials.log"}
     assert "PA" in [one.name for one in made.plan.entrants if made.trials(one)]
+
+
+def test_two_claims_that_two_processes_wait_for_are_no_deadlock(ledger, monkeypatch):
+    """One holds `next` and wants `journal`; the other holds that, and its thread wants `next`."""
+    context = multiprocessing.get_context("fork")
+    held, wanted = context.Event(), context.Event()
+    monkeypatch.setattr("storage.locks._warn_of_no_locks", lambda *_: os._exit(3))
+
+    def draws():
+        with ledger.claimed("next", wait=True):
+            held.set()
+            assert wanted.wait(20)
+            time.sleep(0.2)
+            with ledger.claimed("journal", wait=True):
+                pass
+
+    def waits():
+        with ledger.claimed("next", wait=True):
+            pass
+
+    def writes():
+        with ledger.claimed("journal", wait=True):
+            assert held.wait(20)
+            other = threading.Thread(target=waits)
+            other.start()
+            wanted.set()
+            time.sleep(0.5)
+        other.join()
+
+    both = [context.Process(target=work) for work in (draws, writes)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(20)
+        process.kill()
+    assert [process.exitcode for process in both] == [0, 0]
 
 
 def test_where_files_cannot_be_locked_a_study_works_and_says_so_once(ledger, no_locks, caplog):
