@@ -26,7 +26,7 @@ from evaluation.measuring import How, measure
 from evaluation.networks import open_checkpoint
 from evaluation.tasks import Task
 from index import Index
-from metrics import whitening
+from metrics import reranking, whitening
 from metrics.expansion import expanded
 from metrics.neighbours import as_images, nearest
 from metrics.reranking import Reranking
@@ -172,7 +172,13 @@ def reranked_by_loops(
 
 @pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.parametrize(("k1", "k2", "balance"), [(6, 3, 0.3), (5, 1, 0.0), (8, 4, 0.7)])
-def test_reranking_is_its_definition(apart: bool, k1: int, k2: int, balance: float) -> None:
+@pytest.mark.parametrize("at_once", [reranking.AT_ONCE, 8])
+def test_reranking_is_its_definition(
+    apart: bool, k1: int, k2: int, balance: float, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in many parts, as thousands of images are processed."""
+    monkeypatch.setattr(reranking, "AT_ONCE", at_once)
+    monkeypatch.setattr(reranking, "HELD", at_once)
     x, _ = clusters(4, 5, 6, spread=0.7)
     x[3] = x[11]
     gallery = clusters(4, 6, 6, seed=1, spread=0.7)[0] if apart else None
