@@ -123,11 +123,13 @@ def not_read(what: str, error: OSError) -> MachineError:
 
 
 def _needed(error: OSError) -> str:
-    """What helps against an error of a disk."""
+    """What helps against an error of a disk, or of a path."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "free some space"
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return "raise the limit on files (ulimit -n 4096)"
+    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG):
+        return "check the path"
     return "check its permissions" if isinstance(error, PermissionError) else "check its disk"
 
 

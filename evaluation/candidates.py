@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -111,17 +112,15 @@ def labels_of(paths: Sequence[str]) -> list[str]:
     Raises:
         InputError: a checkpoint is named twice.
     """
-    files = [Path(path) for path in paths]
-    if len({file.resolve() for file in files}) < len(files):
+    # Not Path.resolve, which raises RuntimeError for links that lead to each other.
+    parents = [Path(os.path.realpath(path)).parent.name for path in paths]
+    if len({os.path.realpath(path) for path in paths}) < len(paths):
         raise InputError("--resume names a checkpoint twice; name each once")
-    if len(files) == 1:
+    if len(paths) == 1:
         return [""]
-    for shorten in (
-        lambda file: file.resolve().parent.name,
-        lambda file: file.stem,
-        lambda file: f"{file.resolve().parent.name}/{file.stem}",
-    ):
-        labels = [shorten(file) for file in files]
+    stems = [Path(path).stem for path in paths]
+    both = [f"{parent}/{stem}" for parent, stem in zip(parents, stems, strict=True)]
+    for labels in (parents, stems, both):
         if len(set(labels)) == len(labels):
             return labels
     return [str(path) for path in paths]

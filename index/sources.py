@@ -95,12 +95,12 @@ def _in_folder(folder: str, given: str) -> Iterator[Photo]:
     for remark in found.remarks:
         warn_once(remark, logger)
     if not found.pictures:
-        kinds = join_words(
-            (kind or "files without a suffix" for kind in sorted(found.others)), "or"
-        )
+        others = sorted(found.others)
+        named = (f"{kind} files" if kind else "files without a suffix" for kind in others)
+        kinds = join_words(named, "and")
         raise InputError(
             f"{given} holds no picture, in no folder of it"
-            + (f" (files with {kinds} are not read as pictures)" if kinds else "")
+            + (f" ({kinds} are not read as pictures)" if kinds else "")
             + "; give the folder that your images are in"
         )
     for picture in found.pictures:

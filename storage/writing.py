@@ -103,13 +103,15 @@ def check_outputs(asked: Mapping[str, str | Path | None], kept: Iterable[str | P
         InputError: two flags name one file, or a file is one of `kept`, or is a folder.
         MachineError: a file cannot be written.
     """
-    owners: dict[Path, str] = {}
-    stay = {Path(file).resolve() for file in kept}
+    # Not Path.resolve, which raises RuntimeError for links that lead to each other.
+    owners: dict[str, str] = {}
+    stay = {os.path.realpath(file) for file in kept}
     for flag, path in ((flag, Path(path)) for flag, path in asked.items() if path):
-        other = owners.setdefault(path.resolve(), flag)
+        real = os.path.realpath(path)
+        other = owners.setdefault(real, flag)
         if other != flag:
             raise InputError(f"{other} and {flag} both name {path}; name two files")
-        if path.resolve() in stay:
+        if real in stay:
             raise InputError(
                 f"{flag} would overwrite {path}, which is read here; write it elsewhere"
             )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_python
 
 import evaluate
 import options
@@ -104,12 +104,37 @@ def test_other_files_may_be_replaced(run: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "command",
+    [
+        "evaluate.py --resume link",
+        "evaluate.py --resume link link",
+        "search.py info link",
+        "search.py query link a.png",
+        "-m net export link --onnx a.onnx",
+        "train.py --dataset folder:link --dry-run",
+        "train.py --resume-run link",
+        "report.py link",
+    ],
+)
+def test_links_that_lead_to_each_other_are_a_sentence(command: str, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("other")
+    (tmp_path / "other").symlink_to("link")
+    program, *words = command.split()
+    program = ROOT / program if program.endswith(".py") else program
+    done = run_python(program, *words, cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith("error: ")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["link", "other"]
+
+
+@pytest.mark.parametrize(
     ("number", "needed"),
     [
         (errno.ENOSPC, "free some space"),
         (errno.EMFILE, r"raise the limit on files \(ulimit -n 4096\)"),
         (errno.EROFS, "check its disk"),
         (errno.EACCES, "check its permissions"),
+        (errno.ENOTDIR, "check the path"),
     ],
     ids=errno.errorcode.get,
 )
