@@ -1048,7 +1048,7 @@ def test_an_older_checkpoint_that_cannot_be_kept_ends_no_run(
 
     monkeypatch.setattr(os, "link", full)
     monkeypatch.setattr(shutil, "copyfile", full)
-    with pytest.raises(InputError, match=r"cannot keep .*step_00000016"):
+    with pytest.raises(InputError, match=r"cannot write .*step_00000016"):
         tiny.run(images, tmp_path, "run", "--epochs 2 --keep 1")
     assert "training goes on" in caplog.text and len(untimed_rows(tmp_path / "run")) == 2
 
