@@ -113,12 +113,12 @@ def labels_of(paths: Sequence[str]) -> list[str]:
         InputError: a checkpoint is named twice.
     """
     # Not Path.resolve, which raises RuntimeError for links that lead to each other.
-    parents = [Path(os.path.realpath(path)).parent.name for path in paths]
-    if len({os.path.realpath(path) for path in paths}) < len(paths):
+    files = [Path(os.path.realpath(path)) for path in paths]
+    if len(set(files)) < len(files):
         raise InputError("--resume names a checkpoint twice; name each once")
     if len(paths) == 1:
         return [""]
-    stems = [Path(path).stem for path in paths]
+    parents, stems = [file.parent.name for file in files], [Path(path).stem for path in paths]
     both = [f"{parent}/{stem}" for parent, stem in zip(parents, stems, strict=True)]
     for labels in (parents, stems, both):
         if len(set(labels)) == len(labels):
